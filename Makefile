@@ -1,0 +1,35 @@
+# Each target makes its own environment in .venv first, and needs nothing but Python 3.11+ with pip.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: compare test test-slow lint docs clean
+
+.venv/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/full: .venv/base
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,hf,bench,docs]'
+	touch $@
+
+compare: .venv/base
+	$(BIN)/lengthwise compare
+
+test: .venv/full
+	$(BIN)/pytest -n 2
+
+test-slow: .venv/full
+	$(BIN)/pytest -n 2 -m slow
+
+lint: .venv/full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/full
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf .venv site

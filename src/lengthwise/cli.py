@@ -1,0 +1,205 @@
+"""The command line: one function per verb. What is slow to import is imported when a verb runs."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from lengthwise.errors import InputError
+from lengthwise.options_compare import CompareOptions
+from lengthwise.options_training import EvaluateOptions, GenerateOptions, TrainOptions
+
+Names = Annotated[tuple[str, ...], tyro.conf.Positional]
+
+
+def compare(options: CompareOptions) -> int | None:
+    from lengthwise.comparison.command import compare
+
+    return compare(options)
+
+
+def train(options: TrainOptions) -> int | None:
+    from lengthwise.training.command import train
+
+    return train(options)
+
+
+def generate(options: GenerateOptions) -> int | None:
+    from lengthwise.generation.command import generate
+
+    return generate(options)
+
+
+def evaluate(options: EvaluateOptions) -> int | None:
+    from lengthwise.training.command import evaluate
+
+    return evaluate(options)
+
+
+def check(target: Annotated[str, tyro.conf.Positional], /, dim: int = 32, seed: int = 0) -> int:
+    """Hold a mixer to the laws: an expression, a class of your own, or a model of transformers.
+
+    Exits with 1 where a law is broken, and prints the smallest case that shows it.
+
+    Examples:
+      lengthwise check "deltanet(heads=2)"
+      lengthwise check "attention(window=16) + swiglu"
+      lengthwise check my_package.my_module:MyMixer
+      lengthwise check transformers:FalconMambaForCausalLM
+      lengthwise check path/to/a/transformers/model
+
+    Args:
+        target: EXPRESSION, MODULE:CLASS, transformers:CLASS, or a folder with a model of transformers.
+        dim: Width of the part that is built.
+        seed: Of the weights and inputs.
+    """
+    from lengthwise.laws.command import run_check
+    from lengthwise.models.build import build
+
+    return run_check(target, build=build, dim=dim, seed=seed)
+
+
+def systems(working: bool = False, find: str = "") -> int | None:
+    """List the published systems, with their papers, and which work.
+
+    Examples:
+      lengthwise systems
+      lengthwise systems --working
+      lengthwise systems --find attention
+
+    Args:
+        working: Only those that work.
+        find: Only those whose key or title holds this.
+    """
+    from lengthwise.systems.runner import list_systems
+
+    return list_systems(working=working, find=find)
+
+
+def show(key: Annotated[str, tyro.conf.Positional], /) -> int | None:
+    """Explain a system: what it claims, what it is made of, how to use it, and what was measured.
+
+    Examples:
+      lengthwise show mamba
+
+    Args:
+        key: The system's key, as `lengthwise systems` lists it.
+    """
+    from lengthwise.systems.runner import show
+
+    return show(key)
+
+
+def reproduce(
+    keys: Names, /, seeds: tuple[int, ...] = (0, 1, 2), json: bool = False, output: Path = Path("results")
+) -> int | None:
+    """Run the experiments that show the claims of systems: claimed, measured, threshold, holds or does not hold.
+
+    Exits with 1 where a claim doesn't hold.
+
+    Examples:
+      lengthwise reproduce min-rnn
+      lengthwise reproduce mamba deltanet --seeds 0 1 2 --json
+      lengthwise reproduce all
+
+    Args:
+        keys: Keys of systems, or all.
+        seeds: Seeds to run with; the median is reported.
+        json: Print the results as JSON.
+        output: Folder for the results, one JSON file per system.
+    """
+    from lengthwise.systems.runner import reproduce
+
+    return reproduce(keys, seeds=seeds, json=json, output=output)
+
+
+def bench(ops: Names = (), /, json: bool = False) -> int | None:
+    """Time the fast ops against their references, named peers and the machine's limits, in one run.
+
+    Examples:
+      lengthwise bench
+      lengthwise bench selective_scan delta_rule
+      lengthwise bench --json
+
+    Args:
+        ops: Names of benchmarks; all without any.
+        json: Print the rows as JSON.
+    """
+    from lengthwise.benches.command import bench
+
+    return bench(ops, json=json)
+
+
+def with_options(verb: Callable[[Any], int | None], kind: type) -> Callable[..., int | None]:
+    """A verb that takes one dataclass of options, as the function that the parser sees."""
+
+    def run(options: Any) -> int | None:
+        return verb(options)
+
+    run.__doc__ = kind.__doc__
+    run.__annotations__ = {"options": Annotated[kind, tyro.conf.arg(name="")], "return": "int | None"}
+    return run
+
+
+VERBS: dict[str, Callable[..., int | None]] = {
+    "compare": with_options(compare, CompareOptions),
+    "train": with_options(train, TrainOptions),
+    "generate": with_options(generate, GenerateOptions),
+    "evaluate": with_options(evaluate, EvaluateOptions),
+    "check": check,
+    "systems": systems,
+    "show": show,
+    "reproduce": reproduce,
+    "bench": bench,
+}
+
+
+def examples(verb: str) -> str:
+    """The examples in a verb's docstring, which the parser leaves out of its help."""
+    _, _, rest = inspect.cleandoc(VERBS[verb].__doc__ or "").partition("Examples:\n")
+    return rest.partition("\n\n")[0]
+
+
+def say(message: str) -> None:
+    """One message to the user, on standard error."""
+    print(f"lengthwise: {message}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb. 0: done; 1: something measured doesn't hold; 2: bad input; 130: stopped by Ctrl-C."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = tyro.extras.subcommand_cli_from_dict(
+            VERBS,
+            prog="lengthwise",
+            description="Sequence models that have to be long: choose, train and use them, measured on the same work.",
+            args=given,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+        return code or 0
+    except SystemExit as stop:
+        if not stop.code and given[0] in VERBS:
+            print(f"\nexamples:\n{examples(given[0])}")
+        raise
+    except InputError as error:
+        say(str(error))
+        return 2
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            sys.stderr.close()
+            return 0
+        say(f"{error.filename or 'a file'}: {error.strerror or error}")
+        return 2
+    except KeyboardInterrupt:
+        say("stopped; what was finished is kept")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The contract: everything that processes a sequence is a resumable function.
+
+    y, state = module(x, state=None, layout=None)          x: [batch, length, dim]
+
+Cutting a causal sequence anywhere and passing the state on gives the same result as running it whole. Mixers,
+channel mixers, residual branches, stacks and whole models all have this signature, so they nest. The laws in
+`lengthwise.laws` verify what a module declares here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lengthwise.errors import InputError
+
+Growth = Literal["constant", "window", "linear"]
+"""How a state grows with the number of tokens seen."""
+
+S = TypeVar("S", bound="State")  # not typing.Self, which run-time checks of annotations only know on whole classes
+
+
+class State:
+    """What a module keeps between two calls: a frozen dataclass of tensors, numbers and further states.
+
+    States are values: going on from a state never changes it, so one state can be continued any number of times. The
+    first dimension of every tensor is the batch.
+    """
+
+    def map(self: S, fn: Callable[[Tensor], Tensor]) -> S:
+        """The same state with `fn` applied to each tensor."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{name: map_state(fn, value) for name, value in fields.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that the state is made of."""
+        return state_nbytes(self)
+
+    def detach(self: S) -> S:
+        """The state cut off from the graph, for truncated back-propagation."""
+        return self.map(Tensor.detach)
+
+    def to(self: S, *args: Any, **kwargs: Any) -> S:
+        """The state on another device or in another dtype, as `Tensor.to`."""
+        return self.map(lambda t: t.to(*args, **kwargs))
+
+    def select(self: S, index: Int[Tensor, " rows"]) -> S:
+        """The state of the given rows of the batch, in that order, as beam search needs it."""
+        return self.map(lambda t: t.index_select(0, index.to(t.device)))
+
+    def fork(self: S) -> S:
+        """A state to go on from on its own. States are values, so this is the state itself."""
+        return self
+
+
+StateTree = Any
+"""None, a tensor, a number, a State, or a tuple of state trees."""
+
+
+def map_state(fn: Callable[[Tensor], Tensor], state: StateTree) -> StateTree:
+    """Apply `fn` to every tensor of a state tree."""
+    if isinstance(state, Tensor):
+        return fn(state)
+    if isinstance(state, State):
+        return state.map(fn)
+    if isinstance(state, tuple):
+        return tuple(map_state(fn, item) for item in state)
+    return state
+
+
+def state_tensors(state: StateTree) -> Iterator[Tensor]:
+    """Every tensor of a state tree, in a fixed order."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, State):
+        for field in dataclasses.fields(state):  # type: ignore[arg-type]
+            yield from state_tensors(getattr(state, field.name))
+    elif isinstance(state, tuple):
+        for item in state:
+            yield from state_tensors(item)
+
+
+def state_nbytes(state: StateTree) -> int:
+    """Bytes of all tensors of a state tree. A cache counts what it uses, not what it has reserved."""
+    return sum(t.numel() * t.element_size() for t in state_tensors(state))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a batch are.
+
+    positions: [batch, length], the place of each token in its document, counted from 0.
+    documents: [batch, length], the number of the document that each token belongs to; negative is padding.
+
+    Several documents packed in one row don't see each other. A document starts where its number changes, and at
+    position 0; a first token with another position goes on with the document of the state. Padding is a document
+    that nobody reads: each padding token stands alone, and what it gives means nothing. Since a padding token ends
+    the document before it, pad on the left to go on from the state afterwards.
+    """
+
+    positions: Int[Tensor, "batch length"]
+    documents: Int[Tensor, "batch length"]
+
+    @staticmethod
+    def packed(lengths: Sequence[Sequence[int]], device: Any = None) -> Layout:
+        """Rows of documents of the given lengths, one list a row. Shorter rows end in padding."""
+        width = max((sum(row) for row in lengths), default=0)
+        positions = torch.zeros(len(lengths), width, dtype=torch.long)
+        documents = torch.full((len(lengths), width), -1, dtype=torch.long)
+        for r, row in enumerate(lengths):
+            begin = 0
+            for number, length in enumerate(row):
+                positions[r, begin : begin + length] = torch.arange(length)
+                documents[r, begin : begin + length] = number
+                begin += length
+        return Layout(positions.to(device), documents.to(device))
+
+    @staticmethod
+    def padded(lengths: Sequence[int], side: Literal["left", "right"] = "left", device: Any = None) -> Layout:
+        """One document a row, of the given lengths, padded to the longest on one side."""
+        layout = Layout.packed([[n] for n in lengths], device)
+        if side == "right":
+            return layout
+        if side != "left":
+            raise InputError(f"side must be 'left' or 'right', got {side!r}")
+        width = layout.positions.shape[1]
+        shift = torch.tensor([width - n for n in lengths], device=device)
+        index = (torch.arange(width, device=device) - shift[:, None]) % max(width, 1)
+        return Layout(layout.positions.gather(1, index), layout.documents.gather(1, index))
+
+    @staticmethod
+    def numbered(documents: Int[Tensor, "batch length"]) -> Layout:
+        """The layout of rows whose documents are given by number, each counted from its first token in the row."""
+        index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+        changed = torch.ones_like(documents, dtype=torch.bool)
+        changed[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        begin = torch.where(changed, index, 0).cummax(dim=1).values
+        return Layout(torch.where(documents < 0, 0, index - begin), documents)
+
+    @property
+    def starts(self) -> Bool[Tensor, "batch length"]:
+        """True where a token sees nothing before it: the first of its document, and every padding token."""
+        first = (self.positions == 0) | (self.documents < 0)
+        changed = self.documents[:, 1:] != self.documents[:, :-1]
+        return torch.cat([first[:, :1], first[:, 1:] | changed], dim=1)
+
+    @property
+    def padding(self) -> Bool[Tensor, "batch length"]:
+        """True where there is no token."""
+        return self.documents < 0
+
+    def slice(self, begin: int, end: int | None = None) -> Layout:
+        """The layout of the tokens from `begin` to `end`, for a call that goes on from the state at `begin`."""
+        return Layout(self.positions[:, begin:end], self.documents[:, begin:end])
+
+    def reversed(self) -> Layout:
+        """The layout of the same tokens read backwards, for modules that run in both directions."""
+        number = self.starts.long().cumsum(dim=1)
+        return Layout.numbered(torch.where(self.padding, -1, number).flip(1))
+
+    def select(self, index: Int[Tensor, " rows"]) -> Layout:
+        """The layout of the given rows."""
+        return Layout(self.positions[index], self.documents[index])
+
+    def to(self, device: Any) -> Layout:
+        """The layout on another device."""
+        return Layout(self.positions.to(device), self.documents.to(device))
+
+
+class SequenceModule(nn.Module):
+    """A resumable function of a sequence, and what it declares of itself. The laws verify the declarations.
+
+    causal: no output depends on a later input. A module that isn't causal returns None as its state.
+    growth: how the state grows with the tokens seen: "constant", "window" (bounded by one) or "linear".
+    receptive_field: the number of latest inputs that an output can depend on; None where there is no limit.
+    ratio: output tokens per input token; 1 except for what shortens the sequence.
+    compiles: works under `torch.compile` without leaving the graph.
+    breaks: laws that the module breaks on purpose, with the reason and the bound that holds instead.
+    inherits: arguments that a model passes down ("causal", "depth", "position") unless the expression sets them.
+    """
+
+    causal: bool = True
+    growth: Growth = "constant"
+    receptive_field: int | None = None
+    ratio: float = 1.0
+    compiles: ClassVar[bool] = True
+    breaks: ClassVar[dict[str, str]] = {}
+    inherits: ClassVar[tuple[str, ...]] = ()
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: StateTree = None,
+        layout: Layout | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], StateTree]:
+        """Output for every token, and the state to go on from. Without a state the sequence begins here."""
+        raise NotImplementedError
+
+    def state_nbytes(self, length: int) -> int:
+        """Bytes that the state of one sequence takes after `length` tokens: the formula, which a law compares with
+        the state itself."""
+        raise NotImplementedError

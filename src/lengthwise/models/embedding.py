@@ -1,0 +1,68 @@
+"""Tokens into a stack of residual branches: what language models and encoders share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lengthwise.contract import SequenceModule
+from lengthwise.errors import InputError
+from lengthwise.models.build import Settings, build_position, build_stack
+from lengthwise.models.stack import build_norm
+from lengthwise.positions import Position
+
+
+class TokenStack(SequenceModule):
+    """Embedding, residual branches and final norm of a model over tokens.
+
+    h_0 = E[token] (+ e(position), for a position that is added to the embeddings), then the branches, then the norm.
+    Every other position is passed down to the attention layers, which share it. E starts from N(0, 0.02²).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        layers: str,
+        position: str,
+        norm: str,
+        causal: bool,
+        parts: Mapping[str, type[SequenceModule]] | None = None,
+    ):
+        super().__init__()
+        if vocab_size < 1:
+            raise InputError(f"vocab_size must be at least 1, got {vocab_size}")
+        self.vocab_size, self.dim = vocab_size, dim
+        encoding = build_position(position, dim, causal)
+        self.position: Position | None = encoding if encoding.has("embed") else None
+        self.stack = build_stack(
+            layers, dim, Settings(causal, None if encoding.has("embed") else encoding, norm, parts)
+        )
+        self.embedding = nn.Embedding(vocab_size, dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.norm = build_norm(norm, dim)
+        self.causal, self.growth, self.receptive_field = causal, self.stack.growth, self.stack.receptive_field
+        self.compiles, self.breaks = self.stack.compiles, self.stack.breaks  # type: ignore[misc]
+
+    def embed(
+        self, tokens: Int[Tensor, "batch length"], positions: Int[Tensor, "batch length"] | None
+    ) -> Float[Tensor, "batch length dim"]:
+        """The embeddings, with their positions where the model adds them."""
+        x = self.embedding(tokens)
+        return x if self.position is None or positions is None else self.position.embed(x, positions)
+
+
+def model_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a model was made with, as its file keeps them."""
+    return {name: value for name, value in values.items() if name not in ("self", "parts", "__class__")}
+
+
+def place(tokens: Tensor, past: Tensor | None) -> Int[Tensor, "batch length"]:
+    """Positions of tokens that go on after `past` tokens of each row."""
+    batch, length = tokens.shape
+    begin = torch.zeros(batch, 1, dtype=torch.long, device=tokens.device) if past is None else past[:, None]
+    return begin + torch.arange(length, device=tokens.device)

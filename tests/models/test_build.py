@@ -1,0 +1,85 @@
+"""From expressions to modules: what is built, what is passed down, and what mistakes say."""
+
+import pytest
+import torch
+from torch import nn
+
+import lengthwise as lw
+from lengthwise.contract import Layout, SequenceModule
+from lengthwise.errors import InputError
+from lengthwise.models.build import build, build_position
+
+
+class Own(SequenceModule):
+    inherits = ("depth",)
+
+    def __init__(self, dim: int, *, depth: int = 1, gain: float = 1.0):
+        super().__init__()
+        self.depth, self.gain = depth, gain
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x, state=None, layout=None):
+        return self.gain * self.weight * x, None
+
+    def state_nbytes(self, length):
+        return 0
+
+
+def test_a_single_name_is_the_bare_part_and_a_sum_is_residual_branches():
+    assert type(build("mlp", dim=8)).__name__ == "MLP"
+    stack = build("2*(mlp + swiglu)", dim=8)
+    assert [type(layer.part).__name__ for layer in stack.layers] == ["MLP", "SwiGLU"] * 2
+
+
+def test_repeated_parts_have_weights_of_their_own():
+    first, second = build("2*mlp", dim=8).layers
+    assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
+
+
+def test_own_parts_stand_beside_the_librarys_and_inherit_what_they_name():
+    stack = build("own(gain=2) + 2*own", dim=4, parts={"own": Own})
+    assert [layer.part.gain for layer in stack.layers] == [2, 1.0, 1.0]
+    assert {layer.part.depth for layer in stack.layers} == {3}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("atention", "did you mean attention"),
+        ("attention(head=2)", "did you mean"),
+        ("attention(heads=3)", "heads must divide dim"),
+        ("attention(window=0)", "window must be at least 1, got 0"),
+        ("attention(position=roppe)", "did you mean rope"),
+        ("attention(pattern=casual() & window(4))", "did you mean causal"),
+        ("attention(dim=4)", "unknown argument 'dim'"),
+        ("mlp(activation=rope(base=2))", "plain value"),
+        ("bidirectional(mlp, mlp)", "takes one mixer"),
+    ],
+)
+def test_a_mistake_points_at_its_place(source, message):
+    with pytest.raises(InputError, match=r"of the expression") as caught:
+        build(f"mlp + {source}", dim=16)
+    assert message in str(caught.value)
+    assert str(caught.value).splitlines()[-1].index("^") >= 2 + len("mlp + ")
+
+
+def test_a_causal_mixer_in_an_encoder_says_what_to_write():
+    with pytest.raises(InputError, match=r"write bidirectional\(mamba\)"):
+        lw.Encoder(dim=16, layers="mamba + mlp")
+    assert not lw.Encoder(dim=16, layers="bidirectional(mamba) + mlp").causal
+
+
+def test_bidirectional_reads_each_document_backwards_on_its_own():
+    torch.manual_seed(0)
+    module = build("bidirectional(min_gru)", dim=8, causal=False).double()
+    x = torch.randn(1, 9, 8, dtype=torch.float64)
+    whole, state = module(x, layout=Layout.packed([[4, 5]]))
+    assert state is None
+    alone = torch.cat([module(x[:, :4])[0], module(x[:, 4:])[0]], dim=1)
+    torch.testing.assert_close(whole, alone)
+
+
+def test_positions_by_expression():
+    assert build_position("rope(base=500)", dim=8).base == 500
+    with pytest.raises(InputError, match="single name"):
+        build_position("rope + alibi", dim=8)

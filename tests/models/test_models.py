@@ -1,0 +1,155 @@
+"""Language models, encoders and classifiers, and their files."""
+
+import json
+
+import pytest
+import torch
+
+import lengthwise as lw
+from lengthwise.contract import Layout
+from lengthwise.errors import InputError
+from lengthwise.models.saving import load, load_state, save_state
+
+LAYERS = "2*(attention(heads=2) + swiglu) + mamba"
+
+
+def tokens(batch=2, length=12):
+    return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("position", ["rope", "none", "alibi", "t5(heads=2)", "sinusoidal", "learned(length=32)"])
+def test_a_language_model_goes_on_from_its_state(position):
+    torch.manual_seed(0)
+    model = lw.LanguageModel(50, 16, LAYERS, position=position).double().eval()
+    x = tokens()
+    whole, _ = model(x)
+    with torch.no_grad():
+        first, state = model(x[:, :5])
+        second, state = model(x[:, 5:6], state)
+        third, _ = model(x[:, 6:], state)
+    torch.testing.assert_close(torch.cat([first, second, third], dim=1), whole)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned(length=32)"])
+def test_packed_documents_equal_separate_ones(position):
+    torch.manual_seed(0)
+    model = lw.LanguageModel(50, 16, LAYERS, position=position).double().eval()
+    x = tokens(1, 12)
+    packed, _ = model(x, layout=Layout.packed([[5, 7]]))
+    torch.testing.assert_close(packed, torch.cat([model(x[:, :5])[0], model(x[:, 5:])[0]], dim=1))
+
+
+def test_a_classifier_ignores_padding():
+    torch.manual_seed(0)
+    model = lw.Classifier(3, 50, 16, "attention + mlp").double().eval()
+    x = tokens(2, 9)
+    alone = torch.cat([model(x[:1, :9])[0], model(x[1:, :5])[0]])
+    right, _ = model(x, layout=Layout.padded([9, 5], side="right"))
+    torch.testing.assert_close(right, alone)
+
+
+def test_an_encoder_refuses_a_state():
+    with pytest.raises(InputError, match="can't go on from a state"):
+        lw.Encoder(50, 16, "attention")(tokens(), state=())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: lw.LanguageModel(50, 16, LAYERS, tie=True, position="t5(heads=2)"),
+        lambda: lw.Encoder(50, 16, "attention + bidirectional(min_gru)", norm="layernorm"),
+        lambda: lw.Classifier(3, 50, 16, "attention", position="learned(length=20)"),
+    ],
+)
+def test_saved_and_loaded_gives_the_same_bits(model, tmp_path):
+    model = model().eval()
+    model.save(tmp_path / "m")
+    again = lw.load(tmp_path / "m").eval()
+    assert again.config == model.config
+    assert torch.equal(again(tokens())[0], model(tokens())[0])
+    assert [p.name for p in sorted((tmp_path / "m").iterdir())] == ["config.json", "model.safetensors"]
+
+
+def test_a_state_is_saved_and_goes_on_with_the_same_bits(tmp_path):
+    model = lw.LanguageModel(50, 16, LAYERS, position="learned(length=40)").eval()
+    with torch.no_grad():
+        _, state = model(tokens())
+        save_state(state, tmp_path / "s", {"why": "test"})
+        again, metadata = load_state(tmp_path / "s")
+        assert metadata == {"why": "test"}
+        assert again.nbytes == state.nbytes == model.state_nbytes(12) * 2
+        expected, _ = model(tokens(), state)
+        assert torch.equal(model(tokens(), again)[0], expected)
+
+
+def damage_cut(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def damage_config(folder):
+    (folder / "config.json").write_text('{"model": "LanguageModel", "con')
+
+
+def damage_width(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["dim"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def damage_layers(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["layers"] = "mlp"
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def damage_name(folder):
+    (folder / "config.json").write_text('{"model": "LangageModel", "config": {}}')
+
+
+def damage_arguments(folder):
+    (folder / "config.json").write_text('{"model": "LanguageModel", "config": {"width": 3}}')
+
+
+def damage_weights_gone(folder):
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_cut, "cut short"),
+        (damage_config, "cut short or no JSON"),
+        (damage_width, "another model"),
+        (damage_layers, "another model"),
+        (damage_name, "did you mean LanguageModel"),
+        (damage_arguments, "doesn't fit LanguageModel"),
+        (damage_weights_gone, "there is no file"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(damage, message, tmp_path):
+    lw.LanguageModel(50, 16, LAYERS).save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    model = lw.LanguageModel(50, 16, "mlp")
+    model.save(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lengthwise.models.saving.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        lw.LanguageModel(50, 16, "mlp").save(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_state_file_that_is_none_is_refused(tmp_path):
+    lw.LanguageModel(50, 16, "mlp").save(tmp_path)
+    with pytest.raises(InputError, match="holds no state"):
+        load_state(tmp_path / "model.safetensors")
