@@ -13,7 +13,7 @@ import tyro
 
 from lengthwise.errors import InputError
 from lengthwise.options_compare import CompareOptions
-from lengthwise.options_training import EvaluateOptions, GenerateOptions, TrainOptions
+from lengthwise.options_training import EvaluateOptions, GenerateOptions, TrainOptions, read_config
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional]
 
@@ -136,12 +136,13 @@ def bench(ops: Names = (), /, json: bool = False) -> int | None:
     return bench(ops, json=json)
 
 
-def with_options(verb: Callable[[Any], int | None], kind: type) -> Callable[..., int | None]:
+def with_options(verb: Callable[[Any], int | None], kind: type, default: Any = None) -> Callable[..., int | None]:
     """A verb that takes one dataclass of options, as the function that the parser sees."""
 
     def run(options: Any) -> int | None:
         return verb(options)
 
+    run.__defaults__ = None if default is None else (default,)
     run.__doc__ = kind.__doc__
     run.__annotations__ = {"options": Annotated[kind, tyro.conf.arg(name="")], "return": "int | None"}
     return run
@@ -166,6 +167,16 @@ def examples(verb: str) -> str:
     return rest.partition("\n\n")[0]
 
 
+def verbs_for(arguments: list[str]) -> dict[str, Callable[..., int | None]]:
+    """The verbs, with the settings of the YAML file that `train` was given as its defaults."""
+    if arguments[:1] != ["train"]:
+        return VERBS
+    file = next((a for a in arguments[1:] if a.endswith((".yaml", ".yml"))), None)
+    if file is None:
+        return VERBS
+    return {**VERBS, "train": with_options(train, TrainOptions, read_config(Path(file), TrainOptions))}
+
+
 def say(message: str) -> None:
     """One message to the user, on standard error."""
     print(f"lengthwise: {message}", file=sys.stderr)
@@ -176,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         code = tyro.extras.subcommand_cli_from_dict(
-            VERBS,
+            verbs_for(given),
             prog="lengthwise",
             description="Sequence models that have to be long: choose, train and use them, measured on the same work.",
             args=given,

@@ -163,7 +163,9 @@ def build(
     Raises InputError that points at the place of a mistake.
     """
     builder, tree = start(expression, dim, Settings(causal, position, norm, parts))
-    return builder.part(tree) if isinstance(tree, Leaf) else Stack(builder.branches(tree))
+    module = builder.part(tree) if isinstance(tree, Leaf) else Stack(builder.branches(tree))
+    module.dim = dim  # type: ignore[assignment]  # the laws read the width of their inputs from it
+    return module
 
 
 def build_position(expression: str, dim: int, causal: bool = True) -> Position:

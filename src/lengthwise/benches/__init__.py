@@ -1,0 +1,17 @@
+"""Benchmarks: each fast op against its reference, a named peer where installed, and the machine's limits.
+
+`BENCHES` names, for each op, the function that measures it, as "module:function". It is imported when it runs, so that
+listing the benchmarks costs nothing. The function takes no argument and yields a `Row` for each thing measured.
+"""
+
+from __future__ import annotations
+
+BENCHES = {
+    "scan": "lengthwise.benches.scan:scan",
+    "selective_scan": "lengthwise.benches.scan:selective_scan",
+    "short_convolution": "lengthwise.benches.scan:short_convolution",
+    "attention": "lengthwise.benches.attention:attention",
+    "flash_attention": "lengthwise.benches.attention:flash_attention",
+    "linear_attention": "lengthwise.benches.matrix_state:linear_attention",
+    "delta_rule": "lengthwise.benches.matrix_state:delta_rule",
+}

@@ -1,0 +1,8 @@
+"""What softmax attention keeps between steps."""
+
+from lengthwise.caches.full import FullCache
+from lengthwise.caches.windowed import WindowedCache
+from lengthwise.contract import State
+
+CACHES: dict[str, type[State]] = {"full": FullCache, "windowed": WindowedCache}
+"""The caches by name."""

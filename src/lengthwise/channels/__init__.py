@@ -1,0 +1,8 @@
+"""Modules that act on each token alone."""
+
+from lengthwise.channels.mlp import MLP
+from lengthwise.channels.swiglu import SwiGLU
+from lengthwise.contract import SequenceModule
+
+CHANNELS: dict[str, type[SequenceModule]] = {"mlp": MLP, "swiglu": SwiGLU}
+"""The channel mixers by the names that expressions use."""

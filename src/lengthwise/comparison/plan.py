@@ -1,0 +1,155 @@
+"""What a comparison is going to do: the options understood, the data read, the widths solved."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lengthwise.comparison.candidates import Contender, contenders
+from lengthwise.comparison.scoring import HeldOut, held_out_text
+from lengthwise.comparison.width import parameters, solve
+from lengthwise.errors import InputError
+from lengthwise.machine import machine, versions
+from lengthwise.models.build import build_position
+from lengthwise.options_compare import CompareOptions
+from lengthwise.reports.numbers import parse_count, parse_duration, parse_size, show_seconds
+from lengthwise.reports.records import Candidate, Results, Settings
+from lengthwise.tasks.corpus import Corpus, read, standard_library
+
+SHORTEST = 0.5
+"""Seconds of training below which a comparison means nothing."""
+
+REPEATABLE = ("output", "resume")
+"""Options that don't change what is measured."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison ready to run. `seconds`: training of one candidate with one seed; `measuring`: all measurements."""
+
+    options: CompareOptions
+    train: Corpus
+    text: HeldOut
+    held_out: Corpus
+    candidates: tuple[Candidate, ...]
+    seconds: float
+    measuring: float
+    memory: int
+
+    @property
+    def settings(self) -> Settings:
+        """Everything needed to run this again."""
+        data = {
+            "name": ", ".join(self.options.data) or "Python's standard library",
+            "train_tokens": len(self.train),
+            "train_files": len(self.train.documents),
+            "held_out_tokens": len(self.held_out),
+            "held_out_files": len(self.held_out.documents),
+            "bytes_per_token": round(self.train.bytes_per_token, 4),
+            "left_out": list(self.train.notes[:20]),
+        }
+        recipe = {
+            "optimiser": "AdamW, betas 0.9 and 0.95, weight decay 0.1 on matrices, gradient norm clipped to 1",
+            "schedule": "linear warm-up over 5 % of the budget, cosine to a tenth",
+            "training": f"{show_seconds(self.seconds)} for each candidate and seed"
+            if self.options.equal == "seconds"
+            else f"equal tokens, in {self.options.budget} for all",
+        }
+        return Settings(
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command=command_line(self.options),
+            options=as_json(self.options),
+            data=data,
+            recipe=recipe,
+            machine={**machine(), **versions()},
+        )
+
+
+def as_json(options: CompareOptions) -> dict[str, Any]:
+    """Options as plain values."""
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(options).items()}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items() if name not in REPEATABLE}
+
+
+def from_json(stored: dict[str, Any], options: CompareOptions) -> CompareOptions:
+    """The options of an earlier run, to go on with it. Raises InputError where `options` ask for something else."""
+    asked, default = as_json(options), as_json(CompareOptions())
+    for name, value in asked.items():
+        if value != default[name] and value != stored.get(name):
+            raise InputError(
+                f"the run to resume was started with --{name.replace('_', '-')} {stored.get(name)} and can't go on "
+                f"with {value}; leave the option out, or start a new run in another --output"
+            )
+    known = {f.name for f in dataclasses.fields(CompareOptions)}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in stored.items() if name in known
+    }
+    if values.get("tokenizer") is not None:
+        values["tokenizer"] = Path(values["tokenizer"])
+    return dataclasses.replace(CompareOptions(**values), output=options.output, resume=True)
+
+
+def command_line(options: CompareOptions) -> str:
+    """The command that runs a comparison with these options, defaults spelled out."""
+    words = ["lengthwise", "compare", *options.data]
+    for name, value in as_json(options).items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "data" or value in (None, []):
+            continue
+        if name == "layers":
+            words += [word for expression in value for word in (flag, expression)]
+        else:
+            words += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def make_plan(options: CompareOptions) -> Plan:
+    """Check the options, read the data and solve the widths. Raises InputError for whatever can't work."""
+    budget, measuring = parse_duration(options.budget), parse_duration(options.measuring)
+    target, memory = parse_count(options.parameters), parse_size(options.memory)
+    check_sizes(options)
+    models = contenders(options.layers, options.systems)
+    seconds = budget / (len(models) * len(options.seeds))
+    if seconds < SHORTEST:
+        least = show_seconds(SHORTEST * len(models) * len(options.seeds))
+        raise InputError(
+            f"a budget of {options.budget} leaves {show_seconds(seconds)} of training for each of {len(models)} "
+            f"candidates and {len(options.seeds)} seeds; give at least {least}"
+        )
+    corpus = read(options.data, options.tokenizer) if options.data else standard_library(packages=True)
+    train, held_out = corpus.split()
+    train.require(options.length)
+    text = held_out_text(held_out, options.length)
+    candidates = tuple(solved(model, target, corpus.vocab_size, options.position) for model in models)
+    return Plan(options, train, text, held_out, candidates, seconds, measuring, memory)
+
+
+def check_sizes(options: CompareOptions) -> None:
+    """Raise InputError for sizes that no run can have."""
+    if options.length < 16:
+        raise InputError(f"--length must be at least 16 tokens, got {options.length}")
+    if options.batch < 1:
+        raise InputError(f"--batch must be at least 1, got {options.batch}")
+    if not options.learning_rate > 0:
+        raise InputError(f"--learning-rate must be greater than 0, got {options.learning_rate}")
+    if not options.seeds or len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
+        raise InputError(f"--seeds must be different numbers from 0 on, got {list(options.seeds)}")
+    if min(options.decode_lengths, default=1) < 1:
+        raise InputError(f"--decode-lengths must be at least 1, got {min(options.decode_lengths)}")
+    build_position(options.position, 64)
+
+
+def solved(contender: Contender, target: int, vocab_size: int, position: str) -> Candidate:
+    """A contender with its width."""
+    layers, dim = solve(contender, target, vocab_size, position)
+    return Candidate(contender.name, layers, dim, parameters(layers, dim, vocab_size, position))
+
+
+def remaining(results: Results, plan: Plan) -> list[tuple[Candidate, int]]:
+    """Which candidates are still to be trained, with which seed."""
+    done = {(f.candidate, f.seed) for f in results.finished if f.stage == "training"}
+    return [(c, seed) for seed in plan.options.seeds for c in plan.candidates if (c.name, seed) not in done]

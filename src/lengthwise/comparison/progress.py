@@ -1,0 +1,51 @@
+"""How far a comparison is, and about how long it still takes."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+class Timeline:
+    """A bar over the planned seconds of a run. Each phase moves it from where it begins by its planned seconds."""
+
+    def __init__(self, console: Console, planned: float):
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
+        self.progress = Progress(*columns, console=console, transient=True)
+        self.task = self.progress.add_task("starting", total=planned, left="")
+        self.planned = planned
+        self.done = 0.0
+        self.phase = 0.0
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> Timeline:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def begin(self, text: str, planned: float) -> None:
+        """A phase that should take so many seconds."""
+        self.done += self.phase
+        self.phase = planned
+        self.tell(text, 0.0)
+
+    def tell(self, text: str, fraction: float | None = None) -> None:
+        """What is being done, and which fraction of the phase is done; by the clock where it isn't known."""
+        if fraction is None:
+            seconds = min(self.phase, max(0.0, time.perf_counter() - self.began - self.done))
+        else:
+            seconds = fraction * self.phase
+        at = self.done + seconds
+        minutes, rest = divmod(round(max(0.0, self.planned - at)), 60)
+        self.progress.update(self.task, description=text, completed=at, left=f"about {minutes}:{rest:02d} left")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.progress.console.print(text, markup=False, highlight=False)

@@ -1,0 +1,1 @@
+"""Sampling, streaming, and sessions that keep a state."""

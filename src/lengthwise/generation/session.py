@@ -1,0 +1,110 @@
+"""A sequence that goes on: what a model has read and written so far, as its state, to be kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lengthwise.contract import StateTree, map_state
+from lengthwise.errors import InputError
+from lengthwise.generation.sample import Prompt, Sampling, as_tokens
+from lengthwise.models.saving import load_state, own_tensors, save_state
+
+CHUNK = 1024
+"""Tokens of a prompt that are read at a time."""
+
+FORMAT = "lengthwise session 1"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a model's parameters and buffers: states of one model mean nothing to another."""
+    digest = hashlib.sha256()
+    for name, tensor in own_tensors(model).items():
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {list(plain.shape)};".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Session:
+    """A model, the state after all but the unread tokens, and the generator that chooses.
+
+    The last token chosen is always unread: reading it gives the logits of the next. `save` keeps all of it, so that a
+    session loaded from a file continues with the same tokens as one that never stopped.
+    """
+
+    def __init__(self, model: nn.Module, *, seed: int | None = None, state: StateTree = None):
+        self.model = model
+        self.state = state
+        self.unread: Int[Tensor, " tokens"] = torch.empty(0, dtype=torch.long)
+        self.generator = torch.Generator()
+        if seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(seed)
+
+    def read(self, prompt: Prompt) -> None:
+        """Take tokens in after what is there already."""
+        tokens = as_tokens(prompt)
+        vocabulary = getattr(self.model, "vocab_size", None)
+        if vocabulary is not None and len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+            outside = tokens[(tokens < 0) | (tokens >= vocabulary)][0]
+            raise InputError(f"token {int(outside)} is outside the model's vocabulary of {vocabulary}")
+        self.unread = torch.cat([self.unread, tokens.cpu()])
+
+    def generate(self, max_tokens: int, sampling: Sampling) -> Iterator[int]:
+        """Up to `max_tokens` tokens, each as soon as it is chosen."""
+        if max_tokens < 0:
+            raise InputError(f"max_tokens must be at least 0, got {max_tokens}")
+        if not len(self.unread):
+            raise InputError("there is no token to continue; give a prompt of at least one token")
+        return self._generate(max_tokens, sampling)
+
+    def _generate(self, max_tokens: int, sampling: Sampling) -> Iterator[int]:
+        for _ in range(max_tokens):
+            token = sampling.choose(self._logits(), self.generator)
+            self.unread = torch.tensor([token])
+            yield token
+
+    @torch.inference_mode()
+    def _logits(self) -> Float[Tensor, " vocab"]:
+        device = next(self.model.parameters()).device
+        logits, state = torch.empty(0), self.state
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for chunk in self.unread.split(CHUNK):
+                logits, state = self.model(chunk[None].to(device), state)
+        finally:
+            self.model.train(was_training)
+        self.state, self.unread = state, self.unread[:0]
+        return logits[0, -1]
+
+    def save(self, path: Path) -> None:
+        """Write the session to one safetensors file."""
+        generator = self.generator.get_state()
+        kept = (map_state(lambda t: t.clone(), self.state), self.unread.clone(), generator)
+        save_state(kept, path, {"format": FORMAT, "model": fingerprint(self.model)})
+
+    @staticmethod
+    def load(path: Path, model: nn.Module, *, seed: int | None = None) -> Session:
+        """The session in a file that `save` wrote for the same model. `seed` begins its choices anew.
+
+        Raises InputError where the file isn't one, is cut short, or belongs to another model.
+        """
+        kept, metadata = load_state(path)
+        if metadata.get("format") != FORMAT or not isinstance(kept, tuple) or len(kept) != 3:
+            raise InputError(f"{path} holds no session that lengthwise generate --save-state wrote")
+        if metadata.get("model") != fingerprint(model):
+            raise InputError(f"{path} was written with another checkpoint; give the one that it was saved from")
+        device = next(model.parameters()).device
+        session = Session(model, seed=seed, state=map_state(lambda t: t.to(device), kept[0]))
+        session.unread = kept[1]
+        if seed is None:
+            session.generator.set_state(kept[2])
+        return session

@@ -1,0 +1,21 @@
+"""Modules that move information along the length, each a thin file over `lengthwise.ops`."""
+
+from lengthwise.contract import SequenceModule
+from lengthwise.mixers.attention import Attention
+from lengthwise.mixers.deltanet import DeltaNet
+from lengthwise.mixers.linear_attention import LinearAttention
+from lengthwise.mixers.mamba import Mamba
+from lengthwise.mixers.min_rnn import MinGRU, MinLSTM
+from lengthwise.mixers.rnn import GRU, LSTM
+
+MIXERS: dict[str, type[SequenceModule]] = {
+    "attention": Attention,
+    "linear_attention": LinearAttention,
+    "deltanet": DeltaNet,
+    "mamba": Mamba,
+    "min_gru": MinGRU,
+    "min_lstm": MinLSTM,
+    "gru": GRU,
+    "lstm": LSTM,
+}
+"""The mixers by the names that expressions use."""

@@ -1,0 +1,167 @@
+"""Softmax attention with many heads, with fewer key-value heads, or with one."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lengthwise.caches.full import FullCache
+from lengthwise.caches.windowed import WindowedCache
+from lengthwise.contract import Layout, SequenceModule
+from lengthwise.errors import InputError
+from lengthwise.mixers.heads import check_heads
+from lengthwise.ops.attention import attention
+from lengthwise.ops.flash_attention import Bias
+from lengthwise.ops.patterns import Pattern, full, window
+from lengthwise.ops.patterns import causal as up_to_itself
+from lengthwise.positions.position import Position
+
+
+class Attention(SequenceModule):
+    """Softmax attention in h heads that share g heads of keys and values.
+
+        q_i = W_q x_i   k_i = W_k x_i   v_i = W_v x_i          q: h heads of width d, k and v: g heads
+        o_i = Σ_j p_ij v_j      p_ij = softmax over the j that i sees, of q_i · k_j / √d + b_ij      y = W_o o
+
+    Head a of q uses head ⌊a g / h⌋ of k and v: g = h is multi-head attention, g = 1 multi-query (Shazeer 2019,
+    arXiv 1911.02150), between them grouped-query (Ainslie et al. 2023, arXiv 2305.13245). Vaswani et al. 2017,
+    arXiv 1706.03762.
+
+    heads: h, chosen near a width of 64 where it is None. kv_heads: g, h by default. head_dim: d, dim / h by default.
+    window: sees the token itself and the window − 1 before it, and as many after it where attention isn't causal.
+    pattern: narrows further who is seen, as `window(512) | first(4)`.
+    position: turns queries and keys, adds b, or narrows the pattern. causal: sees nothing that comes later.
+    bias: whether the four linear maps have one. depth: the number of residual branches of the model.
+    W_q, W_k and W_v begin as N(0, 0.02), W_o as N(0, 0.02 / √depth), biases as 0.
+
+    State: `FullCache`, 2 L g d numbers; `WindowedCache` where the pattern is a window with at most first keys beside
+    it. Raises InputError for heads that don't divide, and windows of less than one token.
+    """
+
+    inherits: ClassVar[tuple[str, ...]] = ("causal", "position", "depth")
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        window: int | None = None,
+        pattern: Pattern | None = None,
+        position: Position | None = None,
+        causal: bool = True,
+        bias: bool = False,
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = _head_sizes(dim, heads, kv_heads, head_dim)
+        self.position = position
+        self.causal = causal
+        self.pattern = _pattern(causal, window, pattern, position)
+        self.window, self.first = _kept(self.pattern) if causal else (None, 0)
+        self.growth = "linear" if self.window is None else "window"
+        self.receptive_field = None if self.first else self.window
+        query_dim, key_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(dim, query_dim, bias=bias)
+        self.k_proj = nn.Linear(dim, key_dim, bias=bias)
+        self.v_proj = nn.Linear(dim, key_dim, bias=bias)
+        self.o_proj = nn.Linear(query_dim, dim, bias=bias)
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            nn.init.normal_(projection.weight, std=0.02 / (math.sqrt(depth) if projection is self.o_proj else 1))
+            if bias:
+                nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: FullCache | WindowedCache | None = None,
+        layout: Layout | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], FullCache | WindowedCache | None]:
+        """Every token's output, and the cache after them, which is None where attention isn't causal."""
+        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim))
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        cache = self.empty(k, v) if state is None or not self.causal else state
+        if self.position is not None and self.position.has("rotate"):
+            places = cache.places(x.shape[1], layout)
+            q, k = self.position.rotate(q, k, places, places)
+        context, after = cache.extend(k, v, layout)
+        documents = context.documents
+        o = attention(
+            q,
+            context.keys.to(q.dtype),
+            context.values.to(q.dtype),
+            pattern=self.pattern,
+            bias=self.logit_bias(context.positions),
+            query_documents=None if documents is None else documents[:, documents.shape[1] - x.shape[1] :],
+            key_documents=documents,
+            positions=None if context.consecutive else context.positions,
+        )
+        return self.o_proj(o.flatten(2)), after if self.causal else None
+
+    def empty(self, k: Tensor, v: Tensor) -> FullCache | WindowedCache:
+        """The cache before the first token."""
+        if self.window is None:
+            return FullCache.empty(k, v)
+        return WindowedCache.empty(self.window, self.first, k, v)
+
+    def logit_bias(self, positions: Tensor) -> Bias | None:
+        """What the position encoding adds to the logits, given the positions of the keys."""
+        encoding = self.position
+        if encoding is None or not encoding.has("bias"):
+            return None
+
+        def bias(queries: Tensor, keys: Tensor) -> Tensor:
+            added = encoding.bias(positions[:, queries], positions[:, keys], self.heads)
+            if added is None:
+                raise InputError(f"{type(encoding).__name__} names the hook 'bias' and gives none")
+            return added
+
+        return bias
+
+    def state_nbytes(self, length: int) -> int:
+        """Keys and values of all tokens, or of those that the window and the first keys leave."""
+        if not self.causal:
+            return 0
+        kept = length if self.window is None else min(length, self.window - 1) + min(length, self.first)
+        return 2 * kept * self.kv_heads * self.head_dim * self.k_proj.weight.element_size()
+
+    def extra_repr(self) -> str:
+        """The settings, for printing."""
+        return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}, pattern={self.pattern}"
+
+
+def _head_sizes(dim: int, heads: int | None, kv_heads: int | None, head_dim: int | None) -> tuple[int, int, int]:
+    if head_dim is None:
+        heads, kv_heads = check_heads(dim, heads, kv_heads)
+        return heads, kv_heads, dim // heads
+    if head_dim < 1:
+        raise InputError(f"head_dim must be at least 1, got {head_dim}")
+    if heads is None and dim % head_dim:
+        raise InputError(f"head_dim must divide dim where heads isn't given: got head_dim={head_dim} and dim={dim}")
+    heads = dim // head_dim if heads is None else heads
+    return *check_heads(heads * head_dim, heads, kv_heads), head_dim
+
+
+def _pattern(causal: bool, size: int | None, pattern: Pattern | None, position: Position | None) -> Pattern:
+    """All that narrows who is seen, together."""
+    narrowed = up_to_itself() if causal else full()
+    if size is not None:
+        past = window(size)
+        narrowed = narrowed & (past if causal else window(size - 1, size - 1))
+    encoded = position.pattern() if position is not None and position.has("pattern") else None
+    for further in (pattern, encoded):
+        narrowed = narrowed if further is None else narrowed & further
+    return narrowed
+
+
+def _kept(pattern: Pattern) -> tuple[int | None, int]:
+    """The window and the number of first keys that suffice for a pattern, None where all keys are needed."""
+    band = pattern.band
+    if band is None or band[0] is None:
+        return None, 0
+    return band[0] + 1, band[2]

@@ -1,0 +1,1 @@
+"""Numeric kernels: pure functions of tensors, without parameters, shared by all mixers."""

@@ -1,0 +1,305 @@
+"""Softmax attention tile by tile, exact, with its log-sum-exp and a backward pass that recomputes the tiles.
+
+    S = c Q Kᵀ + bias, −∞ where nothing is seen      P = softmax(S)      O = P V      LSE = log Σ_j exp(S_ij)
+
+For every tile of queries, over the tiles of keys j that it sees any of:
+
+    m' = max(m, rowmax S_j)     P_j = exp(S_j − m')     r = exp(m − m')     l ← r l + rowsum P_j     O ← r O + P_j V_j
+
+and at the end O / l and LSE = m + log l. O stays unnormalised until then. The backward pass needs Q, K, V, O and LSE:
+
+    Δ = rowsum(dO ⊙ O) − dLSE      P = exp(S − LSE)      dS = P ⊙ (dO Vᵀ − Δ)
+    dV = Pᵀ dO                     dQ = c dS K           dK = c dSᵀ Q            dbias = dS
+
+Extra memory is that of a few tiles and LSE, whatever the length. A query that sees nothing gives O = 0, LSE = −∞.
+
+Dao 2023, arXiv 2307.08691.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lengthwise.errors import InputError
+from lengthwise.ops.patterns import Pattern, Visibility, aligned, causal
+
+Bias = Tensor | Callable[[Tensor, Tensor], Tensor]
+"""What is added to the scaled logits, [batch or 1, heads or 1, queries, keys]: a tensor, or a function that gives the
+part for the queries and keys of the given indices, where the queries are counted as the last of the keys."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the logits of one call are cut into tiles, and what is added to and hidden from each.
+
+    groups: query heads per key-value head; they are stacked as further rows of a tile, so that keys are never copied.
+    """
+
+    visibility: Visibility
+    bias: Callable[[Tensor, Tensor], Tensor] | None
+    scale: float
+    height: int
+    width: int
+    batch: int
+    groups: int
+
+    def rows(self) -> list[tuple[slice, list[tuple[slice, bool]]]]:
+        """Every tile of queries, with the tiles of keys that it sees any of and whether a mask is needed there."""
+        queries, keys = self.visibility.query_index.shape[1], self.visibility.key_index.shape[1]
+        across = range(0, queries, self.height)
+        seen = self.visibility.tiles(self.height, self.width) if queries and keys else [[] for _ in across]
+        columns = [slice(j, min(j + self.width, keys)) for j in range(0, keys, self.width)]
+        return [
+            (
+                slice(i, min(i + self.height, queries)),
+                [(c, full is None) for c, full in zip(columns, line, strict=True) if full is not False],
+            )
+            for i, line in zip(across, seen, strict=True)
+        ]
+
+    def indices(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """The indices of queries and keys of a tile, the queries counted as the last of the keys."""
+        queries, keys = self.visibility.query_index.shape[1], self.visibility.key_index.shape[1]
+        device, shift = self.visibility.key_index.device, keys - queries
+        return (
+            torch.arange(rows.start + shift, rows.stop + shift, device=device),
+            torch.arange(columns.start, columns.stop, device=device),
+        )
+
+    def logits(self, q: Tensor, k: Tensor, rows: slice, columns: slice, masked: bool) -> Tensor:
+        """S of one tile, [batch · kv_heads, groups · rows, columns]; q already carries the scale."""
+        scores = torch.bmm(q, k[:, columns].mT)
+        by_head = scores.view(self.batch, -1, self.groups, rows.stop - rows.start, columns.stop - columns.start)
+        if self.bias is not None:
+            by_head += self.grouped(self.bias(*self.indices(rows, columns)))
+        if masked:
+            by_head.masked_fill_(~self.visibility.mask(rows, columns)[:, None, None], -torch.inf)
+        return scores
+
+    def grouped(self, bias: Tensor) -> Tensor:
+        """A bias [b, heads or 1, queries, keys] with its heads divided by key-value head."""
+        return bias.unsqueeze(1) if bias.shape[1] == 1 else bias.unflatten(1, (-1, self.groups))
+
+    def ungrouped(self, gradient: Tensor, rows: slice, columns: slice, shape: Sequence[int]) -> Tensor:
+        """The gradient of the logits of a tile, summed to the shape of the bias that was added."""
+        by_head = gradient.view(self.batch, -1, rows.stop - rows.start, columns.stop - columns.start)
+        return by_head.sum_to_size(shape)
+
+
+def stack(x: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
+    """[batch, length, heads, dim] as [batch · kv_heads, groups, length, dim], contiguous."""
+    batch, length, heads, dim = x.shape
+    grouped = x.unflatten(2, (kv_heads, heads // kv_heads)).permute(0, 2, 3, 1, 4).to(dtype)
+    return grouped.reshape(batch * kv_heads, heads // kv_heads, length, dim)
+
+
+def unstack(x: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
+    """The inverse of `stack`."""
+    return x.unflatten(0, (batch, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3).to(dtype)
+
+
+class FlashAttention(torch.autograd.Function):
+    """The tiled forward and backward pass. `leaves` are the parameters that a bias function depends on."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, tiling: Tiling, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *leaves: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """O and LSE."""
+        batch, queries, kv_heads = q.shape[0], q.shape[1], k.shape[2]
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            stacked = stack(q, kv_heads, dtype) * tiling.scale
+            keys, values = stack(k, kv_heads, dtype)[:, 0], stack(v, kv_heads, dtype)[:, 0]
+            o = values.new_zeros(batch * kv_heads, tiling.groups, queries, v.shape[3])
+            lse = o.new_full((*o.shape[:3], 1), -torch.inf)
+            for rows, tiles in tiling.rows():
+                part = accumulate(tiling, stacked[:, :, rows].flatten(1, 2), keys, values, rows, tiles)
+                o[:, :, rows], lse[:, :, rows] = (t.unflatten(1, (tiling.groups, -1)) for t in part)
+            output, lse = unstack(o, batch, q.dtype), unstack(lse, batch, dtype).squeeze(-1)
+        ctx.tiling = tiling
+        ctx.save_for_backward(q, k, v, bias, output, lse, *leaves)
+        return output, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_o: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """The gradients of q, k, v, of the bias and of what the bias depends on."""
+        q, k, v, bias, output, lse, *leaves = ctx.saved_tensors
+        tiling: Tiling = ctx.tiling
+        batch, kv_heads, dtype = q.shape[0], k.shape[2], lse.dtype
+        with torch.autocast(q.device.type, enabled=False):
+            stacked, d_o = (stack(t, kv_heads, dtype) for t in (q, grad_o))
+            keys, values = stack(k, kv_heads, dtype)[:, 0], stack(v, kv_heads, dtype)[:, 0]
+            delta = ((grad_o.to(dtype) * output.to(dtype)).sum(-1) - grad_lse).unsqueeze(-1)
+            delta, level = stack(delta, kv_heads, dtype), stack(lse.unsqueeze(-1), kv_heads, dtype)
+            empty = level == -torch.inf
+            delta, level = delta.masked_fill(empty, 0), level.masked_fill(empty, torch.inf)
+            d_q, d_k, d_v = torch.empty_like(stacked), torch.zeros_like(keys), torch.zeros_like(values)
+            d_bias = None if bias is None or not ctx.needs_input_grad[4] else torch.zeros_like(bias, dtype=dtype)
+            d_leaves = [torch.zeros_like(leaf) for leaf in leaves]
+            for rows, tiles in tiling.rows():
+                q_tile, do_tile, delta_tile, level_tile = (
+                    t[:, :, rows].flatten(1, 2) for t in (stacked, d_o, delta, level)
+                )
+                q_tile = q_tile * tiling.scale
+                dq_tile = torch.zeros_like(q_tile)
+                for columns, masked in tiles:
+                    p = tiling.logits(q_tile, keys, rows, columns, masked).sub_(level_tile).exp_()
+                    d_v[:, columns].baddbmm_(p.mT, do_tile)
+                    d_s = torch.bmm(do_tile, values[:, columns].mT).sub_(delta_tile).mul_(p)
+                    dq_tile.baddbmm_(d_s, keys[:, columns])
+                    d_k[:, columns].baddbmm_(d_s.mT, q_tile)
+                    if d_bias is not None:
+                        place = _place(d_bias, rows, columns)
+                        place += tiling.ungrouped(d_s, rows, columns, place.shape)
+                    if leaves:
+                        _add_bias_gradients(tiling, d_s, rows, columns, leaves, d_leaves)
+                d_q[:, :, rows] = dq_tile.mul_(tiling.scale).unflatten(1, (tiling.groups, -1))
+            gradients = (unstack(d_q, batch, q.dtype), *(unstack(t[:, None], batch, k.dtype) for t in (d_k, d_v)))
+        return None, *gradients, None if d_bias is None else d_bias.to(bias.dtype), *d_leaves
+
+
+def accumulate(
+    tiling: Tiling, q: Tensor, keys: Tensor, values: Tensor, rows: slice, tiles: list[tuple[slice, bool]]
+) -> tuple[Tensor, Tensor]:
+    """O and LSE of one tile of queries, over the tiles of keys in turn."""
+    o = q.new_zeros(*q.shape[:2], values.shape[2])
+    total = q.new_zeros(*q.shape[:2], 1)
+    highest = torch.full_like(total, -torch.inf)
+    for columns, masked in tiles:
+        p = tiling.logits(q, keys, rows, columns, masked)
+        before, highest = highest, torch.maximum(highest, p.amax(-1, keepdim=True))
+        # A row that has seen nothing yet has no level to subtract: −∞ − (−∞) would be NaN.
+        level = highest.masked_fill(highest == -torch.inf, 0) if masked or tiling.bias is not None else highest
+        p = p.sub_(level).exp_()
+        shrink = (before - level).exp_()
+        total = total.mul_(shrink).add_(p.sum(-1, keepdim=True))
+        o = o.mul_(shrink).baddbmm_(p, values[:, columns])
+    lse = highest.add_(total.log())
+    return o.div_(total.masked_fill_(total == 0, 1)), lse
+
+
+def flash_attention(
+    q: Float[Tensor, "batch queries heads head_dim"],
+    k: Float[Tensor, "batch keys kv_heads head_dim"],
+    v: Float[Tensor, "batch keys kv_heads value_dim"],
+    *,
+    pattern: Pattern | None = None,
+    bias: Bias | None = None,
+    scale: float | None = None,
+    query_documents: Int[Tensor, "#batch queries"] | None = None,
+    key_documents: Int[Tensor, "#batch keys"] | None = None,
+    positions: Int[Tensor, "#batch keys"] | None = None,
+    tile: tuple[int, int] = (256, 256),
+) -> tuple[Float[Tensor, "batch queries heads value_dim"], Float[Tensor, "batch queries heads"]]:
+    """O and LSE (natural logarithm, scale and bias included), both differentiable, for any pattern and bias.
+
+    pattern: causal by default; queries are the last of the keys. scale: 1/√head_dim by default.
+    bias: see `Bias`; a tensor's gradient and those of the parameters behind a function are exact.
+    query_documents, key_documents: keys of other documents are hidden. positions: see `patterns.aligned`.
+    tile: queries and keys of a tile. Sums are kept in float32, or float64 where the input is.
+    """
+    batch, queries, heads, head_dim = q.shape
+    keys, kv_heads = k.shape[1], k.shape[2]
+    if heads % kv_heads:
+        raise InputError(f"kv_heads must divide heads: got kv_heads={kv_heads} and heads={heads}")
+    if min(tile) < 1:
+        raise InputError(f"tile must be at least 1 by 1, got {tile[0]} by {tile[1]}")
+    visibility = aligned(
+        causal() if pattern is None else pattern, queries, keys, query_documents, key_documents, positions, q.device
+    )
+    tensor, function, leaves = _bias_parts(bias, queries, keys, q.device)
+    scale = head_dim**-0.5 if scale is None else scale
+    tiling = Tiling(visibility, function, scale, *tile, batch, heads // kv_heads)
+    return FlashAttention.apply(tiling, q, k, v, tensor, *leaves)
+
+
+def merge(
+    o_a: Float[Tensor, "batch queries heads value_dim"],
+    lse_a: Float[Tensor, "batch queries heads"],
+    o_b: Float[Tensor, "batch queries heads value_dim"],
+    lse_b: Float[Tensor, "batch queries heads"],
+) -> tuple[Float[Tensor, "batch queries heads value_dim"], Float[Tensor, "batch queries heads"]]:
+    """Attention over the union of two disjoint sets of keys, from the attention over each.
+
+    O = (e^{LSE_a} O_a + e^{LSE_b} O_b) / (e^{LSE_a} + e^{LSE_b}),  LSE = log of the denominator.
+    """
+    highest = torch.maximum(lse_a, lse_b).detach()
+    highest = highest.masked_fill(highest == -torch.inf, 0)
+    weight_a, weight_b = (lse_a - highest).exp(), (lse_b - highest).exp()
+    total = weight_a + weight_b
+    share = weight_a / total.masked_fill(total == 0, 1)
+    other = weight_b / total.masked_fill(total == 0, 1)
+    o = o_a * share[..., None].to(o_a.dtype) + o_b * other[..., None].to(o_b.dtype)
+    return o, highest + total.log()
+
+
+def _bias_parts(
+    bias: Bias | None, queries: int, keys: int, device: torch.device
+) -> tuple[Tensor | None, Callable[[Tensor, Tensor], Tensor] | None, list[Tensor]]:
+    """A bias as (tensor, function of a tile's indices, parameters behind the function)."""
+    if bias is None:
+        return None, None, []
+    if isinstance(bias, Tensor):
+        for size, full, name in ((bias.shape[2], queries, "queries"), (bias.shape[3], keys, "keys")):
+            if size not in (1, full):
+                raise InputError(f"bias must have {full} {name} or 1, got shape {tuple(bias.shape)}")
+        shift = keys - queries
+        values = bias.detach()
+
+        def part(rows: Tensor, columns: Tensor) -> Tensor:
+            across = slice(int(rows[0]) - shift, int(rows[-1]) - shift + 1)
+            return _place(values, across, slice(int(columns[0]), int(columns[-1]) + 1))
+
+        return bias, part, []
+    leaves: list[Tensor] = []
+    if torch.is_grad_enabled() and queries and keys:
+        probe = bias(*(torch.zeros(1, dtype=torch.long, device=device) + at for at in (max(keys - queries, 0), 0)))
+        leaves = list(_leaves(probe))
+    return None, bias, leaves
+
+
+def _leaves(tensor: Tensor) -> list[Tensor]:
+    """The leaves of the graph that a tensor was computed from, which are what gradients are wanted of."""
+    found: dict[int, Tensor] = {}
+    ahead = [tensor.grad_fn] if tensor.grad_fn is not None else []
+    seen = set(ahead)
+    while ahead:
+        node = ahead.pop()
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        following = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= following
+        ahead.extend(following)
+    if tensor.grad_fn is None and tensor.requires_grad:
+        found[id(tensor)] = tensor
+    return list(found.values())
+
+
+def _add_bias_gradients(
+    tiling: Tiling, d_s: Tensor, rows: slice, columns: slice, leaves: list[Tensor], d_leaves: list[Tensor]
+) -> None:
+    """Add the gradients that one tile of the bias function passes to its parameters."""
+    assert tiling.bias is not None
+    with torch.enable_grad():
+        bias = tiling.bias(*tiling.indices(rows, columns))
+    gradient = tiling.ungrouped(d_s, rows, columns, bias.shape).to(bias.dtype)
+    parts = torch.autograd.grad(bias, leaves, gradient, retain_graph=True, allow_unused=True)
+    for total, part in zip(d_leaves, parts, strict=True):
+        if part is not None:
+            total += part
+
+
+def _place(bias: Tensor, rows: slice, columns: slice) -> Tensor:
+    """The part of a bias tensor that is added to a tile, where a dimension of 1 serves all."""
+    if bias.shape[2] > 1:
+        bias = bias[:, :, rows]
+    return bias[..., columns] if bias.shape[3] > 1 else bias

@@ -1,0 +1,147 @@
+"""The diagonal scan's kernels, in real numbers and in logarithms. Each input is read once and each output written once.
+
+A unit of work is one row of the batch and one block of channels; the loop over channels is the vector loop.
+"""
+
+# mypy: disable-error-code="call-arg"
+
+from __future__ import annotations
+
+from lengthwise.ops.numba_math import LOG2_E, exp2, fused, kernel, log1p
+
+WIDTH = 256
+"""Channels of a unit of work: long enough for reading memory at full speed."""
+
+
+@kernel
+def _step(a, b, before, after, begin, end):
+    fused()
+    for e in range(begin, end):
+        after[e] = a[e] * before[e] + b[e]
+
+
+@kernel
+def _copy(source, target, begin, end):
+    fused()
+    for e in range(begin, end):
+        target[e] = source[e]
+
+
+@kernel(entry=True)
+def forward(a, b, initial, starts, h, final, first, last):
+    """h_t = a_t h_{t-1} + b_t, where h_{t-1} counts as zero at a start. a, b, h: [batch, length, channels]."""
+    fused()
+    length, channels = a.shape[1], a.shape[2]
+    blocks = (channels + WIDTH - 1) // WIDTH
+    for unit in range(first, last):
+        row, begin = unit // blocks, (unit % blocks) * WIDTH
+        end = min(channels, begin + WIDTH)
+        for t in range(length):
+            if starts.size > 0 and starts[row, t]:
+                _copy(b[row, t], h[row, t], begin, end)
+            elif t == 0:
+                _step(a[row, t], b[row, t], initial[row], h[row, t], begin, end)
+            else:
+                _step(a[row, t], b[row, t], h[row, t - 1], h[row, t], begin, end)
+        _copy(h[row, length - 1] if length > 0 else initial[row], final[row], begin, end)
+
+
+@kernel
+def _reverse(a, before, d_h, g, d_a, d_b, begin, end):
+    fused()
+    for e in range(begin, end):
+        gradient = g[e] + d_h[e]
+        d_b[e] = gradient
+        d_a[e] = gradient * before[e]
+        g[e] = gradient * a[e]
+
+
+@kernel
+def _reverse_start(d_h, g, d_a, d_b, begin, end):
+    fused()
+    for e in range(begin, end):
+        d_b[e] = g[e] + d_h[e]
+        d_a[e] = 0
+        g[e] = 0
+
+
+@kernel(entry=True)
+def backward(a, h, initial, starts, d_h, g, d_a, d_b, first, last):
+    """A scan in reverse. g: the gradient of the final state, which becomes that of the initial one."""
+    fused()
+    length, channels = a.shape[1], a.shape[2]
+    blocks = (channels + WIDTH - 1) // WIDTH
+    for unit in range(first, last):
+        row, begin = unit // blocks, (unit % blocks) * WIDTH
+        end = min(channels, begin + WIDTH)
+        for t in range(length - 1, -1, -1):
+            if starts.size > 0 and starts[row, t]:
+                _reverse_start(d_h[row, t], g[row], d_a[row, t], d_b[row, t], begin, end)
+            elif t == 0:
+                _reverse(a[row, t], initial[row], d_h[row, t], g[row], d_a[row, t], d_b[row, t], begin, end)
+            else:
+                _reverse(a[row, t], h[row, t - 1], d_h[row, t], g[row], d_a[row, t], d_b[row, t], begin, end)
+
+
+@kernel
+def _log_step(log_a, log_b, before, after, begin, end):
+    """after = log(exp(log_a + before) + exp(log_b)), from the larger of the two so that nothing overflows."""
+    fused()
+    scale = log_a.dtype.type(LOG2_E)
+    for e in range(begin, end):
+        old, new = log_a[e] + before[e], log_b[e]
+        high, low = max(old, new), min(old, new)
+        # Equal is also both -inf, whose difference is not a number.
+        difference = low - high if low < high else low * 0
+        after[e] = high + log1p(exp2(difference * scale))
+
+
+@kernel(entry=True)
+def log_forward(log_a, log_b, initial, starts, h, final, first, last):
+    """The scan of exp(log_a), exp(log_b) with all in logarithms; -inf is the logarithm of an absent state."""
+    fused()
+    length, channels = log_a.shape[1], log_a.shape[2]
+    blocks = (channels + WIDTH - 1) // WIDTH
+    for unit in range(first, last):
+        row, begin = unit // blocks, (unit % blocks) * WIDTH
+        end = min(channels, begin + WIDTH)
+        for t in range(length):
+            if starts.size > 0 and starts[row, t]:
+                _copy(log_b[row, t], h[row, t], begin, end)
+            elif t == 0:
+                _log_step(log_a[row, t], log_b[row, t], initial[row], h[row, t], begin, end)
+            else:
+                _log_step(log_a[row, t], log_b[row, t], h[row, t - 1], h[row, t], begin, end)
+        _copy(h[row, length - 1] if length > 0 else initial[row], final[row], begin, end)
+
+
+@kernel
+def _log_reverse(log_a, before, after, d_h, g, d_a, d_b, begin, end):
+    """The share of the past in the new state, exp(log_a + before - after), divides the gradient between the two."""
+    fused()
+    scale = log_a.dtype.type(LOG2_E)
+    for e in range(begin, end):
+        gradient = g[e] + d_h[e]
+        past = gradient * exp2(min(log_a[e] + before[e] - after[e], log_a.dtype.type(0)) * scale)
+        d_a[e] = past
+        d_b[e] = gradient - past
+        g[e] = past
+
+
+@kernel(entry=True)
+def log_backward(log_a, h, initial, starts, d_h, g, d_a, d_b, first, last):
+    """Gradients of `log_forward`. g: the gradient of the final state, which becomes that of the initial one."""
+    fused()
+    length, channels = log_a.shape[1], log_a.shape[2]
+    blocks = (channels + WIDTH - 1) // WIDTH
+    for unit in range(first, last):
+        row, begin = unit // blocks, (unit % blocks) * WIDTH
+        end = min(channels, begin + WIDTH)
+        for t in range(length - 1, -1, -1):
+            if starts.size > 0 and starts[row, t]:
+                _reverse_start(d_h[row, t], g[row], d_a[row, t], d_b[row, t], begin, end)
+            else:
+                before = initial[row] if t == 0 else h[row, t - 1]
+                _log_reverse(
+                    log_a[row, t], before, h[row, t], d_h[row, t], g[row], d_a[row, t], d_b[row, t], begin, end
+                )

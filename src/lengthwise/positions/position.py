@@ -1,0 +1,85 @@
+"""What a position encoding is: up to four hooks through which order enters attention."""
+
+# ruff: noqa: ARG002 - the hooks are declared here for subclasses to write
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+from lengthwise.errors import unknown
+from lengthwise.ops.patterns import Pattern
+
+Hook = Literal["embed", "rotate", "bias", "pattern"]
+"""A place where order can enter."""
+
+HOOKS: tuple[Hook, ...] = ("embed", "rotate", "bias", "pattern")
+
+
+class Position(nn.Module):
+    """A position encoding. A subclass writes the hooks that it needs and names them in `hooks`.
+
+        embed     x ← x + e(p)                          once, on the embeddings of a model
+        rotate    q_i, k_j ← R(p_i) q_i, R(p_j) k_j     in every layer, after the split into heads, before the cache
+        bias      q_i · k_j + b_h(p_i, p_j)             added to the scaled logits of every layer, before the softmax
+        pattern   who may see whom                      combined with the pattern of the attention by `&`
+
+    A hook that isn't named changes nothing, so a caller may call all four; `has` tells it which are worth calling.
+    Positions are counted inside the document, from 0, as integers or floats: [length] for all rows, or [batch, length].
+    A cache keeps keys as `rotate` left them, and their positions. Nothing else of a position may be baked into it,
+    since a bias may depend on the position of the query too. The positions of padding mean nothing.
+    """
+
+    hooks: ClassVar[tuple[Hook, ...]] = ()
+
+    def has(self, hook: str) -> bool:
+        """Whether this encoding uses the hook. Raises InputError for a name that is no hook."""
+        if hook not in HOOKS:
+            raise unknown("hook", hook, HOOKS)
+        return hook in self.hooks
+
+    def embed(
+        self, x: Float[Tensor, "batch length dim"], positions: Num[Tensor, "... length"]
+    ) -> Float[Tensor, "batch length dim"]:
+        """The embeddings with their positions."""
+        return x
+
+    def rotate(
+        self,
+        q: Float[Tensor, "batch queries heads head_dim"],
+        k: Float[Tensor, "batch keys kv_heads head_dim"],
+        q_positions: Num[Tensor, "... queries"],
+        k_positions: Num[Tensor, "... keys"],
+    ) -> tuple[Float[Tensor, "batch queries heads head_dim"], Float[Tensor, "batch keys kv_heads head_dim"]]:
+        """Queries and keys turned to their positions. All heads share the angles."""
+        return q, k
+
+    def bias(
+        self, q_positions: Num[Tensor, "... queries"], k_positions: Num[Tensor, "... keys"], heads: int
+    ) -> Float[Tensor, "batch_or_1 heads queries keys"] | None:
+        """What is added to the logits, in float32 or wider; None adds nothing. `heads` counts query heads."""
+        return None
+
+    def pattern(self) -> Pattern | None:
+        """What narrows who is seen; None narrows nothing."""
+        return None
+
+
+def distances(q_positions: Num[Tensor, "... queries"], k_positions: Num[Tensor, "... keys"]) -> Tensor:
+    """p_j − p_i for every query i and key j: [batch or 1, queries, keys], negative for keys in the past."""
+    difference = k_positions.unsqueeze(-2) - q_positions.unsqueeze(-1)
+    return difference if difference.ndim == 3 else difference.unsqueeze(0)
+
+
+def angles(positions: Num[Tensor, "... length"], rotated: int, base: float | int) -> Float[Tensor, "... length half"]:
+    """p · base^(−2i/rotated) for i < rotated/2, in float64.
+
+    In float32 the product would lose, from about 1e5 on, the part of the turn that counts. Cosine and sine may be
+    rounded to any dtype afterwards.
+    """
+    channel = torch.arange(0, rotated, 2, dtype=torch.float64, device=positions.device)
+    frequencies = torch.pow(torch.tensor(base, dtype=torch.float64, device=positions.device), -channel / rotated)
+    return positions.to(torch.float64).unsqueeze(-1) * frequencies

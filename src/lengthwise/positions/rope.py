@@ -1,0 +1,131 @@
+"""Rotary positions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from lengthwise.errors import InputError, unknown
+from lengthwise.positions.position import Hook, Position, angles
+
+LAYOUTS = ("half", "interleaved")
+"""Which channels make a pair: (i, i + D/2), or (2i, 2i + 1)."""
+
+
+class RoPE(Position):
+    """Rotary positions: each pair of channels of q and k is turned by an angle proportional to the position.
+
+        θ_i = base^(−2i/D)      φ = (p / scale) · θ_i      i = 0 .. D/2 − 1
+        (a, b) ← (a cos φ − b sin φ, a sin φ + b cos φ)
+
+    so that ⟨R_m q, R_n k⟩ = qᵀ R_{n−m} k depends on positions through their difference alone. Lengths of vectors stay
+    as they are, values are not turned, and there are no parameters. D is the width of a head.
+
+    base: 10000 in the paper; larger bases turn more slowly and are used for longer contexts.
+    fraction: the part of the channels that is turned, from the first on, with θ computed from their number as D.
+    layout: "half" pairs channel i with i + D/2 (GPT-NeoX, Llama); "interleaved" pairs 2i with 2i + 1 (the paper,
+        GPT-J). They differ by a permutation of the rows of W_q and W_k: `permute_rows`.
+    scale: position interpolation (Chen et al. 2023, arXiv 2306.15595); 4 squeezes four times the length into the
+        trained range.
+
+    Angles are computed in float64; cosine and sine are then rounded to the dtype of q. Raises InputError where the
+    number of turned channels is odd or zero.
+
+    Su et al. 2021, arXiv 2104.09864.
+    """
+
+    hooks: ClassVar[tuple[Hook, ...]] = ("rotate",)
+
+    def __init__(
+        self,
+        *,
+        base: float | int = 10000.0,
+        fraction: float | int = 1.0,
+        layout: str = "half",
+        scale: float | int = 1.0,
+    ) -> None:
+        super().__init__()
+        if base <= 0 or scale <= 0:
+            raise InputError(f"base and scale must be positive, got base={base} and scale={scale}")
+        if not 0 < fraction <= 1:
+            raise InputError(f"fraction must be above 0 and at most 1, got {fraction}")
+        if layout not in LAYOUTS:
+            raise unknown("layout", layout, LAYOUTS)
+        self.base, self.fraction, self.layout, self.scale = base, fraction, layout, scale
+
+    def rotate(
+        self,
+        q: Float[Tensor, "batch queries heads head_dim"],
+        k: Float[Tensor, "batch keys kv_heads head_dim"],
+        q_positions: Num[Tensor, "... queries"],
+        k_positions: Num[Tensor, "... keys"],
+    ) -> tuple[Float[Tensor, "batch queries heads head_dim"], Float[Tensor, "batch keys kv_heads head_dim"]]:
+        """Queries and keys turned to their positions."""
+        turn = self.turn(q_positions, q.shape[-1], q.dtype)
+        key_turn = turn if k_positions is q_positions else self.turn(k_positions, k.shape[-1], k.dtype)
+        return apply(q, *turn, self.layout), apply(k, *key_turn, self.layout)
+
+    def turn(
+        self, positions: Num[Tensor, "... length"], head_dim: int, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "... length 1 rotated"], Float[Tensor, "... length 1 rotated"]]:
+        """cos φ for each turned channel of a head, and the ∓ sin φ that its partner comes in with: minus for the first
+        of a pair."""
+        rotated = round(self.fraction * head_dim)
+        if rotated % 2 or rotated == 0:
+            raise InputError(
+                f"rope turns pairs of channels, got {rotated} of {head_dim} channels (fraction={self.fraction}); "
+                "choose heads of an even width"
+            )
+        phase = angles(positions, rotated, self.base).unsqueeze(-2) / self.scale
+        cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
+        if self.layout == "half":
+            return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+        return cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
+
+    def extra_repr(self) -> str:
+        """The settings, for printing."""
+        return f"base={self.base}, fraction={self.fraction}, layout={self.layout}, scale={self.scale}"
+
+
+def apply(
+    x: Float[Tensor, "batch length heads head_dim"],
+    cos: Float[Tensor, "... length 1 rotated"],
+    sin: Float[Tensor, "... length 1 rotated"],
+    layout: str,
+) -> Float[Tensor, "batch length heads head_dim"]:
+    """x ⊙ cos + partner(x) ⊙ sin on the turned channels, the others as they are."""
+    rotated = cos.shape[-1]
+    turned = x[..., :rotated]
+    if layout == "half":
+        first, second = turned.chunk(2, dim=-1)
+        partner = torch.cat([second, first], dim=-1)
+    else:
+        partner = turned.unflatten(-1, (rotated // 2, 2)).flip(-1).flatten(-2)
+    turned = torch.addcmul(turned * cos, partner, sin)
+    return turned if rotated == x.shape[-1] else torch.cat([turned, x[..., rotated:]], dim=-1)
+
+
+def permute_rows(
+    weight: Float[Tensor, "rows ..."], heads: int, *, source: str, target: str, fraction: float | int = 1.0
+) -> Float[Tensor, "rows ..."]:
+    """The weight or bias of a projection to queries or keys, made for one pairing of channels, for use with another.
+
+    Channels 2i and 2i + 1 of an interleaved head are channels i and i + D/2 of a half-split one. `heads` counts the
+    heads that the rows are made of (key-value heads for W_k). W_v and W_o stay as they are.
+    """
+    for layout in (source, target):
+        if layout not in LAYOUTS:
+            raise unknown("layout", layout, LAYOUTS)
+    if weight.shape[0] % heads:
+        raise InputError(f"heads must divide the rows, got {heads} heads and {weight.shape[0]} rows")
+    if source == target:
+        return weight
+    head_dim = weight.shape[0] // heads
+    rotated = round(fraction * head_dim)
+    to_half = torch.arange(rotated, device=weight.device).view(-1, 2).T.reshape(-1)
+    order = torch.arange(head_dim, device=weight.device)
+    order[:rotated] = to_half if target == "half" else to_half.argsort()
+    return weight.unflatten(0, (heads, head_dim))[:, order].flatten(0, 1)

@@ -1,0 +1,74 @@
+"""The summary as a table of the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from lengthwise.reports.measures import Column, summary_columns
+from lengthwise.reports.records import Advice, Results, Value
+
+
+def show_cell(results: Results, col: Column, candidate: str, errors: bool = True) -> str:
+    """A cell as text: the value, with its standard error where it has one and `errors` asks for it."""
+    value = col.value(results, candidate)
+    if value is None:
+        return "–"
+    if not col.measure.paired:
+        return col.measure.show(value.value)
+    number, error = show_estimate(value)
+    return f"{number} ± {error}" if error and errors else number
+
+
+def show_estimate(value: Value) -> tuple[str, str]:
+    """A measured mean and its standard error (empty where there is none), to the digit that the error allows."""
+    places = 2 if value.error == 0 or value.error >= 0.005 else 3
+    number = f"{value.value + 0.0:.{places}f}"
+    number = number.removeprefix("-") if float(number) == 0 else number
+    return number, f"{value.error:.{places}f}" if value.error else ""
+
+
+def summary_table(results: Results) -> Table:
+    """One row a candidate, best quality first; what is best in a column, or can't be told from it, is green."""
+    columns = summary_columns(results)
+    leaders = {col.heading: set(col.leaders(results)) for col in columns}
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("candidate")
+    for col in columns:
+        table.add_column(col.heading, justify="right", min_width=7)
+    for name in by_quality(results):
+        cells = [Text(short_name(name))]
+        for col in columns:
+            best = name in leaders[col.heading]
+            shown = show_cell(results, col, name, errors=col.measure.key == "bits_per_byte")
+            cells.append(Text(shown, style="bold green" if best else ""))
+        table.add_row(*cells)
+    return table
+
+
+def short_name(name: str, limit: int = 40) -> str:
+    """A name that leaves room for the numbers."""
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def by_quality(results: Results) -> list[str]:
+    """The candidates, best held-out bits per byte first; those without come last."""
+
+    def key(name: str) -> tuple[bool, float]:
+        value = results.value(name, "bits_per_byte")
+        return value is None, 0.0 if value is None else value.value
+
+    return sorted(results.names, key=key)
+
+
+def print_summary(console: Console, results: Results, advice: list[Advice], report: str) -> None:
+    """The table, the recommendation and where the report is."""
+    if results.names:
+        console.print(summary_table(results))
+        console.print("[dim]green: best of its column, or not told apart from the best[/dim]\n")
+    lines = [f"[bold]{escape(item.purpose)}: {escape(item.pick)}.[/bold] {escape(item.reason)}" for item in advice]
+    console.print(Group(*lines))
+    console.print(f"\nreport: [bold]{escape(report)}[/bold]", soft_wrap=True)

@@ -1,0 +1,152 @@
+"""Experiments that several systems share: a small byte language model on the standard library's source text.
+
+    model = train_bytes("4*(attention(heads=4) + mlp)", dim=64, position="rope", seed=0)
+    nll(model, 64), nll(model, 512)                      # nats per byte near the end of contexts of 64 and 512 bytes
+
+Everything but the layers and the position stays the same between variants: two calls with equal `seed`, `length` and
+`batch` read the same batches in the same order, and modules of equal shape begin with equal weights. The corpus is the
+top-level modules of the running Python's standard library, sorted by name, every tenth held out (about 4 MB to train
+on).
+
+The defaults are the harness of the position sheets: width 64, LayerNorm, weights N(0, 0.02), length 64, batch 16, 450
+steps of AdamW (0.9, 0.95) with weight decay 0.1, learning rate 2e-3 after 50 steps of warm-up, cosine to a tenth,
+gradients clipped to 1. Other sizes are arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lengthwise.models.language_model import LanguageModel
+from lengthwise.systems.system import Run
+from lengthwise.tasks.corpus import Corpus, standard_library
+from lengthwise.training.fit import fit
+
+OnStep = Callable[[int, float], None]
+"""Called after each step of training with its number, from 0, and its loss."""
+
+DECODER = "4*(attention(heads=4) + mlp)"
+"""The decoder of the position sheets."""
+
+BOS = 0
+"""The byte that begins a document where an experiment asks for one. It doesn't occur in source text."""
+
+
+@functools.cache
+def corpus() -> tuple[Corpus, Corpus]:
+    """Training and validation text that share no file."""
+    return standard_library().split(every=10)
+
+
+def begin(tokens: Int[Tensor, "rows n"]) -> Int[Tensor, "rows n_and_1"]:
+    """The rows with the beginning-of-sequence byte before them."""
+    return functional.pad(tokens, (1, 0), value=BOS)
+
+
+def byte_batches(length: int, batch: int, seed: int, bos: bool = False) -> Iterator[Int[Tensor, "batch n"]]:
+    """Endless random windows of the training text, [batch, length + 1]; with `bos`, that byte comes first and the text
+    has one byte less."""
+    if not bos:
+        return corpus()[0].batches(length, batch, seed)
+    return (begin(tokens) for tokens in corpus()[0].batches(length - 1, batch, seed))
+
+
+def train_bytes(
+    layers: str = DECODER,
+    position: str = "none",
+    *,
+    seed: int = 0,
+    dim: int = 64,
+    norm: str = "layernorm",
+    length: int = 64,
+    batch: int = 16,
+    steps: int = 450,
+    learning_rate: float = 2e-3,
+    warmup: int = 50,
+    final: float = 0.1,
+    std: float | None = 0.02,
+    bos: bool = False,
+    on_step: OnStep | None = None,
+) -> LanguageModel:
+    """A language model of bytes, built, trained and left in evaluation mode.
+
+    std: all linear maps and embeddings begin as N(0, std), and their biases as 0; None keeps what each part chooses for
+    itself. bos: every window begins with the byte `BOS`.
+    """
+    torch.manual_seed(seed)
+    model = LanguageModel(vocab_size=256, dim=dim, layers=layers, position=position, norm=norm)
+    if std is not None:
+        torch.manual_seed(seed)  # again, so that parameters of a position don't shift the draws of what is shared
+        initialise(model, std)
+    batches = byte_batches(length, batch, seed, bos)
+    fit(model, batches, steps=steps, learning_rate=learning_rate, warmup=warmup, final=final, on_step=on_step)
+    return model.eval()
+
+
+def initialise(model: nn.Module, std: float) -> None:
+    """Draw the weights of all linear maps and embeddings from N(0, std), and set the biases of linear maps to 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def nll(
+    model: nn.Module, length: int, *, last: int = 32, windows: int = 48, longest: int = 512, bos: bool = False
+) -> float:
+    """Nats per byte over the `last` predictions of `windows` evenly spaced validation windows of `length` inputs.
+
+    Windows of all lengths up to `longest` end at the same places, so that they predict the same bytes from more or less
+    context. With `bos`, the first of the `length` inputs is that byte.
+    """
+    return float(nll_by_position(model, length, windows=windows, longest=longest, bos=bos)[-last:].mean())
+
+
+@torch.no_grad()
+def nll_by_position(
+    model: nn.Module, length: int, *, windows: int = 48, longest: int = 512, bos: bool = False
+) -> Float[Tensor, " length"]:
+    """Nats per byte of each prediction of a window, the mean over `windows` evenly spaced validation windows."""
+    tokens = validation_windows(length, windows, longest, bos)
+    rows = max(1, 16384 // length)
+    losses = []
+    for part in tokens.split(rows):
+        logits, _ = model(part[:, :-1])
+        losses.append(functional.cross_entropy(logits.float().transpose(1, 2), part[:, 1:], reduction="none"))
+    return torch.cat(losses).mean(0)
+
+
+def validation_windows(
+    length: int, windows: int = 48, longest: int = 512, bos: bool = False
+) -> Int[Tensor, "windows n"]:
+    """`windows` evenly spaced stretches of the validation text, [windows, length + 1], cut at their front from ones of
+    `longest`."""
+    tokens = corpus()[1].windows(windows, max(length, longest))
+    return begin(tokens[:, -length:]) if bos else tokens[:, -(length + 1) :]
+
+
+def variants(
+    run: Run, jobs: dict[str, Callable[[int, OnStep], float]], seeds: tuple[int, ...], steps: int
+) -> dict[str, float]:
+    """The mean over `seeds` of what each job measures.
+
+    A job is called with a seed and with what to call after each of its `steps`, and trains one variant. All jobs of a
+    seed run before the next seed.
+    """
+    total = len(seeds) * len(jobs)
+    found: dict[str, list[float]] = {name: [] for name in jobs}
+    for done, (seed, name) in enumerate((seed, name) for seed in seeds for name in jobs):
+
+        def on_step(step: int, loss: float, name: str = name, seed: int = seed, done: int = done) -> None:
+            run.progress(f"{name}, seed {seed}: {loss:.3f} nats per byte", (done + (step + 1) / steps) / total)
+
+        found[name].append(jobs[name](seed, on_step))
+    return {name: sum(values) / len(values) for name, values in found.items()}

@@ -1,0 +1,100 @@
+"""Checkpoints: folders that appear whole or not at all.
+
+    RUN/settings.yaml                  what the run was told
+    RUN/metrics.jsonl, tensorboard/    what was measured
+    RUN/checkpoints/step-00000100/     config.json, model.safetensors: what `lengthwise.load` reads
+                                       trainer.json, trainer-R.safetensors, state-R.safetensors: what a run goes on from
+    RUN/last, RUN/best                 links to the latest checkpoint and to the best on held-out data
+
+A checkpoint is written beside its place, flushed to the disk and then renamed; only then the link moves on, and only
+then what no link points to is removed. A kill at any moment leaves the last complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from lengthwise.errors import InputError
+
+LAST, BEST, CHECKPOINTS = "last", "best", "checkpoints"
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def place_of(run: Path, step: int) -> Path:
+    """The folder of the checkpoint after `step` steps."""
+    return run / CHECKPOINTS / f"step-{step:08d}"
+
+
+def writing_place(run: Path, step: int) -> Path:
+    """The folder in which that checkpoint is put together."""
+    place = place_of(run, step)
+    return place.with_name(f".{place.name}.writing")
+
+
+@contextlib.contextmanager
+def whole_or_nothing(run: Path, step: int) -> Iterator[Path]:
+    """A folder to write a checkpoint in, which gets its name only when everything in it is on the disk."""
+    folder, place = writing_place(run, step), place_of(run, step)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(folder, place)
+    sync_folder(place.parent)
+
+
+def point_to(run: Path, name: str, step: int) -> None:
+    """Make the link RUN/name point to the checkpoint of `step`, in one move."""
+    partial = run / f".{name}.link"
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(place_of(run, step).relative_to(run), target_is_directory=True)
+    os.replace(partial, run / name)
+    sync_folder(run)
+
+
+def linked(run: Path, name: str) -> Path | None:
+    """The checkpoint that a link of the run points to, if there is one."""
+    link = run / name
+    return link.resolve() if link.is_symlink() and link.exists() else None
+
+
+def remove_unlinked(run: Path) -> None:
+    """Remove every checkpoint that neither the last nor the best link points to."""
+    kept = {linked(run, LAST), linked(run, BEST)}
+    for folder in (run / CHECKPOINTS).iterdir():
+        if folder.resolve() not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a user means by a path: the folder itself, or of a run the best one, else the last."""
+    if (path / "config.json").exists():
+        return path
+    found = linked(path, BEST) or linked(path, LAST)
+    if found is None:
+        what = "holds no checkpoint" if path.is_dir() else "is no folder"
+        raise InputError(f"{str(path)!r} {what}; give the folder of a run of lengthwise train, or a saved model's")
+    return found
+
+
+def tokenizer_of(folder: Path) -> Path | None:
+    """The tokenizer that a checkpoint carries; None for a model of bytes."""
+    file = folder / "tokenizer.json"
+    return file if file.exists() else None

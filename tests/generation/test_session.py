@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from lengthwise.errors import InputError
+from lengthwise.generation import session as sessions
+from lengthwise.generation.sample import Sampling
+from lengthwise.generation.session import Session, fingerprint
+from lengthwise.models import LanguageModel, save_state
+
+LAYERS = ["min_gru + swiglu", "attention + swiglu", "attention(window=5)", "mamba"]
+
+
+def model(layers=LAYERS[0], seed=0, position="rope"):
+    torch.manual_seed(seed)
+    return LanguageModel(256, 16, layers, position)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_session_from_a_file_goes_on_as_one_that_never_stopped(layers, position, tmp_path):
+    net, sampling = model(layers, position=position), Sampling(0.9, top_k=50)
+    whole = Session(net, seed=3)
+    whole.read("It was a dark and")
+    expected = list(whole.generate(20, sampling))
+    whole.read(" then")
+    expected += list(whole.generate(10, sampling))
+
+    part = Session(net, seed=3)
+    part.read("It was a dark and")
+    found = list(part.generate(7, sampling))
+    part.save(tmp_path / "a.state")
+    part = Session.load(tmp_path / "a.state", net)
+    found += list(part.generate(13, sampling))
+    part.save(tmp_path / "b.state")
+    part = Session.load(tmp_path / "b.state", net)
+    part.read(" then")
+    found += list(part.generate(10, sampling))
+    assert found == expected
+
+
+def test_a_saved_session_can_be_continued_any_number_of_times(tmp_path):
+    net = model("attention")
+    session = Session(net, seed=0)
+    session.read("abc")
+    list(session.generate(5, Sampling()))
+    session.save(tmp_path / "s")
+    first, second = (list(Session.load(tmp_path / "s", net).generate(9, Sampling())) for _ in range(2))
+    other = list(Session.load(tmp_path / "s", net, seed=77).generate(9, Sampling()))
+    assert first == second != other
+
+
+def test_a_long_prompt_is_read_in_chunks_with_the_same_result(monkeypatch):
+    net, prompt = model("attention(window=5) + mamba").double(), "a prompt of some length" * 3
+    found = []
+    for chunk in (1024, 7, 1):
+        monkeypatch.setattr(sessions, "CHUNK", chunk)
+        session = Session(net, seed=0)
+        session.read(prompt)
+        found.append(list(session.generate(10, Sampling(0.0))))
+    assert found[0] == found[1] == found[2]
+
+
+def test_reading_without_generating_is_kept(tmp_path):
+    net = model()
+    session = Session(net, seed=0)
+    session.read("abc")
+    session.save(tmp_path / "s")
+    later = Session.load(tmp_path / "s", net, seed=0)
+    assert list(later.generate(4, Sampling())) == list(session.generate(4, Sampling()))
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    session = Session(model(), seed=0)
+    session.read("abc")
+    session.save(tmp_path / "s")
+    for other in (model(seed=1), model(LAYERS[1])):
+        with pytest.raises(InputError, match="another checkpoint"):
+            Session.load(tmp_path / "s", other)
+
+
+def test_the_fingerprint_is_of_values_and_names():
+    net = model()
+    before = fingerprint(net)
+    assert before == fingerprint(model())
+    with torch.no_grad():
+        net.head.weight[3, 2] += 1e-3
+    assert fingerprint(net) != before
+
+
+def test_files_that_are_no_session_are_refused(tmp_path):
+    net = model()
+    session = Session(net, seed=0)
+    session.read("abc")
+    session.save(tmp_path / "s")
+    (tmp_path / "cut").write_bytes((tmp_path / "s").read_bytes()[:-20])
+    (tmp_path / "text").write_text("not a state")
+    save_state((None,), tmp_path / "other", {})
+    for name, message in (
+        ("cut", "cut short"),
+        ("text", "cut short or no"),
+        ("none", "no file"),
+        ("other", "no session"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Session.load(tmp_path / name, net)

@@ -1,0 +1,69 @@
+"""Every part and every kind of model keeps the laws."""
+
+from __future__ import annotations
+
+import pytest
+
+from lengthwise import laws
+from lengthwise.channels import CHANNELS
+from lengthwise.mixers import MIXERS
+from lengthwise.models.build import build
+from lengthwise.models.language_model import LanguageModel
+
+DIM = 8
+
+CONFIGURATIONS = [
+    "attention(heads=2, window=5)",
+    "attention(heads=2, pattern=causal() & (window(4) | first(2)))",
+    "attention(heads=2, position=rope)",
+    "attention(heads=2, position=alibi)",
+    "attention(heads=2, position=t5)",
+    "attention(heads=4, kv_heads=1)",
+    "attention(heads=4, kv_heads=2, window=3, position=rope)",
+    "attention(heads=2, causal=false)",
+    "attention(heads=2, causal=false, position=alibi)",
+    "linear_attention(heads=2, chunk=4)",
+    "linear_attention(heads=2, causal=false)",
+    "deltanet(heads=2, chunk=4)",
+    "min_gru(form=plain, kernel=3)",
+    "min_lstm(expansion=2)",
+    "bidirectional(mamba)",
+    "2*(attention(heads=2) + swiglu)",
+    "mamba + attention(window=4, heads=2) + mlp",
+]
+
+MODELS = {
+    "transformer with rope": {"layers": "2*(attention(heads=2) + swiglu)", "position": "rope"},
+    "transformer with learned positions": {"layers": "attention(heads=2) + mlp", "position": "learned(length=256)"},
+    "mamba": {"layers": "2*mamba"},
+    "hybrid, tied": {"layers": "deltanet(heads=2) + attention(window=4, heads=2) + min_gru + mlp", "tie": True},
+}
+
+EVERYDAY = [name for name in laws.LAWS if name != "compile"]
+
+
+def part(expression):
+    return lambda dim: build(expression, dim=dim)
+
+
+@pytest.mark.parametrize("expression", [*MIXERS, *CHANNELS, *CONFIGURATIONS])
+def test_parts_keep_the_laws(expression):
+    laws.check(part(expression), dim=DIM, laws=EVERYDAY)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_keep_the_laws(name):
+    laws.check(lambda dim: LanguageModel(vocab_size=13, dim=dim, **MODELS[name]), dim=DIM, laws=EVERYDAY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("expression", [*MIXERS, *CHANNELS, *CONFIGURATIONS])
+def test_parts_that_say_so_compile(expression):
+    laws.check(part(expression), dim=DIM, laws=["compile"])
+
+
+def test_every_excuse_has_a_reason():
+    for name, cls in {**MIXERS, **CHANNELS}.items():
+        for law, reason in cls.breaks.items():
+            assert law in laws.LAWS, f"{name} excuses itself from {law!r}, which is no law"
+            assert len(reason.split()) >= 5

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from lengthwise.errors import InputError
+from lengthwise.measure import peak_bytes
+from lengthwise.ops.flash_attention import flash_attention, merge
+from lengthwise.ops.patterns import aligned, causal, first, full, window
+
+PATTERNS = [causal(), full(), window(3), window(2, 3), window(None, 2), causal() & (window(3) | first(2)), first(2)]
+DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], [0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 5]])
+
+
+def inputs(queries=7, keys=11, heads=4, kv_heads=2, dim=3, value_dim=2, dtype=torch.float64, batch=2):
+    torch.manual_seed(0)
+    shapes = [(queries, heads, dim), (keys, kv_heads, dim), (keys, kv_heads, value_dim)]
+    return [torch.randn(batch, *shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def closed_form(q, k, v, pattern, bias=None, scale=None, documents=None):
+    """O and LSE from the matrix of logits, in float64."""
+    q, k, v = (x.double() for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
+    logits = torch.einsum("bihd,bjhd->bhij", q, k) * (q.shape[3] ** -0.5 if scale is None else scale)
+    logits = logits if bias is None else logits + bias
+    numbers = (None, None) if documents is None else (documents[:, -q.shape[1] :], documents)
+    seen = aligned(pattern, q.shape[1], k.shape[1], *numbers).mask()[:, None]
+    logits = logits.masked_fill(~seen, -torch.inf)
+    p = logits.softmax(-1).masked_fill(~seen, 0)
+    return torch.einsum("bhij,bjhd->bihd", p, v), logits.logsumexp(-1).transpose(1, 2)
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "packed"])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+def test_equals_the_closed_form_whatever_the_tiles(pattern, documents):
+    q, k, v = inputs()
+    packed = {} if documents is None else {"query_documents": documents[:, 4:], "key_documents": documents}
+    expected = closed_form(q, k, v, pattern, documents=documents)
+    for tile in ((4, 4), (1, 3), (5, 2), (64, 64)):
+        for got, wanted in zip(flash_attention(q, k, v, pattern=pattern, tile=tile, **packed), expected, strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+def test_gradients_equal_finite_differences(pattern):
+    """Of O and LSE, along random directions; every query sees some key here, so that no LSE is −∞."""
+    bias = torch.randn(1, 4, 7, 11, dtype=torch.float64, requires_grad=True)
+
+    def function(q, k, v, bias):
+        return flash_attention(q, k, v, pattern=pattern, bias=bias, tile=(4, 4))
+
+    assert torch.autograd.gradcheck(function, (*inputs(), bias), fast_mode=True)
+
+
+def test_every_gradient_equals_finite_differences():
+    arguments = inputs(heads=2, kv_heads=1, dim=2, batch=1)
+    assert torch.autograd.gradcheck(lambda q, k, v: flash_attention(q, k, v, tile=(4, 4)), arguments)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 7, 11), (1, 1, 7, 11), (2, 1, 1, 11), (1, 4, 7, 1)])
+def test_gradients_of_a_bias_that_is_shared(shape):
+    bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    arguments = (*inputs(), bias)
+
+    def function(q, k, v, bias):
+        return flash_attention(q, k, v, bias=bias, tile=(4, 4))
+
+    assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
+    torch.testing.assert_close(
+        flash_attention(*arguments[:3], bias=bias, tile=(4, 4)), closed_form(*arguments[:3], causal(), bias)
+    )
+
+
+def test_gradients_reach_the_parameters_behind_a_bias_function():
+    table = torch.randn(4, 11, dtype=torch.float64, requires_grad=True)
+    slope = torch.randn(4, 1, 1, dtype=torch.float64, requires_grad=True)
+
+    def function(q, k, v, table, slope):
+        doubled = 2 * table
+
+        def bias(queries, keys):
+            distance = queries[:, None] - keys
+            return (doubled[:, distance.abs()] - slope * distance)[None]
+
+        return flash_attention(q, k, v, bias=bias, tile=(4, 4))
+
+    assert torch.autograd.gradcheck(function, (*inputs(), table, slope), fast_mode=True)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+def test_equals_the_kernel_of_the_framework(pattern):
+    q, k, v = inputs(70, 90, dim=16, value_dim=16, dtype=torch.float32)
+    mask = aligned(pattern, 70, 90).mask()[:, None]
+    expected = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask, enable_gqa=True)
+    got, _ = flash_attention(q, k, v, pattern=pattern, tile=(32, 16))
+    torch.testing.assert_close(got, expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 11])
+def test_parts_of_the_keys_merge_to_the_whole(cut):
+    q, k, v = inputs(dtype=torch.float32)
+    whole = flash_attention(q, k, v, pattern=full())
+    parts = [flash_attention(q, k[:, s], v[:, s], pattern=full()) for s in (slice(0, cut), slice(cut, None))]
+    for got, expected in zip(merge(*parts[0], *parts[1]), whole, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_gradients_go_through_a_merge():
+    q, k, v = inputs()
+
+    def function(q, k, v):
+        parts = [flash_attention(q, k[:, s], v[:, s], pattern=full(), tile=(4, 4)) for s in (slice(0, 5), slice(5, 11))]
+        return merge(*parts[0], *parts[1])
+
+    assert torch.autograd.gradcheck(function, (q, k, v), fast_mode=True)
+
+
+def test_a_query_that_sees_nothing():
+    q, k, v = inputs(11, 7)
+    o, lse = flash_attention(q, k, v, tile=(4, 4))
+    assert o[:, :4].abs().max() == 0
+    assert lse[:, :4].eq(-torch.inf).all()
+    assert lse[:, 4:].isfinite().all()
+    grads = torch.autograd.grad(o.sum() + lse[:, 4:].sum(), (q, k, v))
+    assert all(g.isfinite().all() for g in grads)
+    assert grads[0][:, :4].abs().max() == 0
+    nothing = torch.full_like(lse, -torch.inf)
+    for got, expected in zip(merge(o, lse, torch.zeros_like(o), nothing), (o, lse), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_large_logits_do_not_overflow():
+    q, k, v = inputs(64, 64, dtype=torch.float32)
+    o, lse = flash_attention(q * 50, k * 50, v, tile=(16, 16))
+    expected = closed_form(q * 50, k * 50, v, causal())
+    torch.testing.assert_close(o.double(), expected[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lse.double(), expected[1], atol=1e-2, rtol=1e-5)
+
+
+def test_half_precision_sums_in_float32():
+    q, k, v = (x.detach() for x in inputs(64, 64, dim=16, value_dim=16, dtype=torch.bfloat16))
+    o, lse = flash_attention(q, k, v, tile=(16, 16))
+    expected = closed_form(q, k, v, causal())
+    assert (o.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(lse.double(), expected[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(o.double(), expected[0], atol=1e-2, rtol=1e-2)
+
+
+def test_memory_is_linear_in_the_length():
+    def step(length):
+        q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, length, 1, 8))
+        flash_attention(q, k, v, tile=(64, 64))[0].sum().backward()
+
+    short, long = (peak_bytes(lambda length=length: step(length)) for length in (256, 1024))
+    assert long <= 4.2 * short
+    assert long < 1024 * 1024
+
+
+def test_length_zero():
+    for queries, keys in ((0, 0), (0, 3), (2, 0)):
+        q, k, v = inputs(queries, keys)
+        o, lse = flash_attention(q, k, v, pattern=full())
+        assert o.shape == (2, queries, 4, 2)
+        assert lse.eq(-torch.inf).all()
+        o.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tile": (0, 4)}, "tile must be at least 1 by 1, got 0 by 4"),
+        ({"bias": torch.zeros(1, 4, 7, 9)}, "bias must have 11 keys or 1"),
+    ],
+)
+def test_what_makes_no_sense_is_told(arguments, message):
+    with pytest.raises(InputError, match=message):
+        flash_attention(*inputs(), **arguments)

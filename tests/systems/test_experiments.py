@@ -1,0 +1,104 @@
+import math
+
+import torch
+
+from lengthwise.systems import experiments
+from lengthwise.systems.experiments import (
+    BOS,
+    byte_batches,
+    corpus,
+    initialise,
+    nll,
+    nll_by_position,
+    train_bytes,
+    validation_windows,
+    variants,
+)
+from lengthwise.systems.system import Run
+
+TINY = {"layers": "attention(heads=2) + mlp", "dim": 16, "length": 16, "batch": 4, "warmup": 5}
+
+
+def test_training_and_validation_share_no_file():
+    train, held_out = corpus()
+    assert not {d.name for d in train.documents} & {d.name for d in held_out.documents}
+    assert len(train) > 5 * len(held_out)
+
+
+def test_the_byte_that_begins_does_not_occur_in_the_text():
+    assert not any((document.tokens == BOS).any() for part in corpus() for document in part.documents)
+
+
+def test_batches_depend_on_the_seed_alone():
+    first, again, other = (next(byte_batches(8, 3, seed)) for seed in (5, 5, 6))
+    assert first.shape == (3, 9)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_beginning_takes_the_place_of_a_byte():
+    tokens = next(byte_batches(8, 3, 0, bos=True))
+    assert tokens.shape == (3, 9)
+    assert (tokens[:, 0] == BOS).all()
+    assert (tokens[:, 1:] != BOS).all()
+
+
+def test_windows_of_all_lengths_end_at_the_same_bytes():
+    long, short = validation_windows(512, 7), validation_windows(64, 7)
+    assert long.shape == (7, 513)
+    assert torch.equal(long[:, -65:], short)
+    assert torch.equal(validation_windows(64, 7, bos=True)[:, 1:], short[:, 1:])
+
+
+def test_variants_begin_with_the_same_weights():
+    untrained = {"steps": 0, **TINY}
+    plain, learned = (train_bytes(position=p, **untrained).state_dict() for p in ("none", "learned"))
+    assert set(plain) < set(learned)
+    assert all(torch.equal(weight, learned[name]) for name, weight in plain.items())
+
+
+def test_initial_weights_have_the_deviation_asked_for():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(200, 200)
+    initialise(layer, 0.3)
+    torch.testing.assert_close(layer.weight.std().item(), 0.3, rtol=0.03, atol=0)
+    assert not layer.bias.any()
+
+
+def test_training_teaches():
+    seen = []
+    untrained = train_bytes(steps=0, **TINY)
+    trained = train_bytes(steps=60, learning_rate=1e-2, on_step=lambda step, loss: seen.append(loss), **TINY)
+    assert abs(nll(untrained, 16, last=8, windows=20) - math.log(256)) < 0.1
+    assert nll(trained, 16, last=8, windows=20) < 4.0
+    assert len(seen) == 60
+    assert not trained.training
+
+
+def test_the_mean_of_the_last_positions():
+    model = train_bytes(steps=0, **TINY)
+    by_position = nll_by_position(model, 12, windows=5)
+    assert by_position.shape == (12,)
+    assert math.isclose(nll(model, 12, last=4, windows=5), float(by_position[-4:].mean()), rel_tol=1e-6)
+
+
+def test_variants_are_averaged_over_seeds_and_report_their_progress():
+    fractions = []
+    run = Run(progress=lambda text, fraction: fractions.append(fraction))
+
+    def job(offset: float):
+        def measure(seed: int, on_step) -> float:
+            on_step(0, 1.0)
+            on_step(1, 1.0)
+            return seed + offset
+
+        return measure
+
+    assert variants(run, {"a": job(0), "b": job(10)}, (1, 2), steps=2) == {"a": 1.5, "b": 11.5}
+    assert fractions == [n / 8 for n in range(1, 9)]
+
+
+def test_the_harness_is_the_one_of_the_sheets():
+    model = train_bytes(position="rope", steps=0)
+    assert sum(p.numel() for p in model.parameters()) == 231_808
+    assert model.config["layers"] == experiments.DECODER

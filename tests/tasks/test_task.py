@@ -1,0 +1,224 @@
+"""Laws of every synthetic task."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lengthwise.errors import InputError
+from lengthwise.tasks import TASKS
+from lengthwise.tasks.addition import EQUALS, HINT, PLUS, Addition
+from lengthwise.tasks.copying import Copying, SelectiveCopying
+from lengthwise.tasks.listops import NAMES, OPERATORS, ListOps
+from lengthwise.tasks.recall import AssociativeRecall, Induction, Overwriting, Passkey
+
+NAMED = pytest.mark.parametrize("name", TASKS)
+
+
+def one_hot(tokens, vocab_size):
+    return torch.nn.functional.one_hot(tokens, vocab_size).float()
+
+
+@NAMED
+@settings(max_examples=20, deadline=None)
+@given(batch=st.integers(1, 5), extra=st.integers(0, 70), seed=st.integers(0, 2**31))
+def test_any_length_has_tokens_of_the_vocabulary_and_answers_where_asked(name, batch, extra, seed):
+    task = TASKS[name]()
+    length = task.shortest + extra
+    example = task.batch(batch, length=length, seed=seed)
+    assert example.tokens.shape == example.targets.shape == example.mask.shape == (batch, length)
+    assert example.tokens.min() >= 0
+    assert example.tokens.max() < task.vocab_size
+    asked = example.targets[example.mask]
+    assert len(asked) >= batch
+    assert all(int(t) in task.answers for t in asked)
+
+
+@NAMED
+def test_the_seed_decides(name):
+    task = TASKS[name]()
+    a, b, c = task.batch(4, seed=5), task.batch(4, seed=5), task.batch(4, seed=6)
+    assert torch.equal(a.tokens, b.tokens)
+    assert torch.equal(a.targets, b.targets)
+    assert torch.equal(a.mask, b.mask)
+    assert not torch.equal(a.tokens, c.tokens)
+
+
+@NAMED
+def test_batches_go_on_at_any_step(name):
+    task = TASKS[name]()
+    whole, later = task.batches(2, seed=3), task.batches(2, seed=3, start=2)
+    next(whole), next(whole)
+    assert torch.equal(next(whole).tokens, next(later).tokens)
+
+
+@NAMED
+def test_guessing_evenly_among_the_answers_gives_chance(name):
+    task = TASKS[name]()
+    example = task.batch(400, seed=1)
+    trials = 20
+    guesses = np.random.default_rng(2).choice(np.array(task.answers), (trials, *example.tokens.shape))
+    accuracies = [task.metric(one_hot(torch.from_numpy(g), task.vocab_size), example) for g in guesses]
+    n = trials * int(example.mask.sum())
+    deviation = (task.chance * (1 - task.chance) / n) ** 0.5
+    assert abs(np.mean(accuracies) - task.chance) < 5 * deviation
+
+
+@NAMED
+def test_metric_and_loss_of_a_right_and_a_wrong_model(name):
+    task = TASKS[name]()
+    example = task.batch(3, seed=4)
+    right = one_hot(example.targets, task.vocab_size)
+    assert task.metric(right, example) == task.exact(right, example) == 1.0
+    assert task.loss(1e3 * right, example) < 1e-6
+    wrong = one_hot((example.targets + 1) % task.vocab_size, task.vocab_size)
+    assert task.metric(wrong, example) == task.exact(wrong, example) == 0.0
+    assert task.loss(torch.zeros_like(right), example).item() == pytest.approx(np.log(task.vocab_size), rel=1e-5)
+
+
+@NAMED
+def test_too_short_and_empty_are_refused(name):
+    task = TASKS[name]()
+    with pytest.raises(InputError, match=f"at least {task.shortest}"):
+        task.batch(2, length=task.shortest - 1)
+    with pytest.raises(InputError, match="batch"):
+        task.batch(0)
+
+
+@given(length=st.integers(2, 40), seed=st.integers(0, 999))
+def test_copying_asks_for_the_string_again(length, seed):
+    example = Copying().batch(2, length=length, seed=seed)
+    n = length // 2
+    first = example.tokens[:, length - 2 * n : length - n]
+    assert torch.equal(example.targets[:, -n:], first)
+    assert torch.equal(example.tokens[:, length - n + 1 :], first[:, :-1])
+
+
+def test_selective_copying_asks_for_the_data_in_order():
+    example = SelectiveCopying().batch(64, seed=0)
+    for tokens, targets, mask in zip(example.tokens, example.targets, example.mask, strict=True):
+        assert tokens[:32][tokens[:32] > 1].tolist() == targets[mask].tolist()
+        assert (tokens[32:] == 1).all()
+        assert mask.tolist() == [False] * 32 + [True] * 4
+
+
+def test_associative_recall_asks_for_the_value_beside_the_key():
+    task = AssociativeRecall()
+    example = task.batch(32, seed=0)
+    for tokens, targets, mask in zip(example.tokens, example.targets, example.mask, strict=True):
+        pairs = dict(zip(tokens[0:16:2].tolist(), tokens[1:16:2].tolist(), strict=True))
+        assert len(pairs) == task.pairs
+        assert {int(k): int(v) for k, v in zip(tokens[mask], targets[mask], strict=True)} == pairs
+
+
+@given(length=st.integers(31, 90), seed=st.integers(0, 999))
+def test_overwriting_asks_for_the_latest_value(length, seed):
+    example = Overwriting().batch(3, length=length, seed=seed)
+    for tokens, targets, mask in zip(example.tokens, example.targets, example.mask, strict=True):
+        first = int(mask.nonzero()[0])
+        latest = dict(zip(tokens[0:first:2].tolist(), tokens[1:first:2].tolist(), strict=True))
+        asked = dict(zip(tokens[mask].tolist(), targets[mask].tolist(), strict=True))
+        assert asked == latest
+        assert len(asked) == 8
+
+
+def test_overwriting_has_the_sizes_of_its_default():
+    example = Overwriting().batch(8, seed=0)
+    assert example.tokens.shape == (8, 64)
+    assert int(example.mask.sum()) == 64
+    assert (example.tokens[:, 0:16:2].sort(dim=1).values == torch.arange(8)).all()
+
+
+@given(length=st.integers(3, 60), seed=st.integers(0, 999))
+def test_induction_asks_for_what_followed_the_special_token(length, seed):
+    example = Induction().batch(2, length=length, seed=seed)
+    for tokens, targets in zip(example.tokens, example.targets, strict=True):
+        places = (tokens == 0).nonzero().flatten().tolist()
+        assert len(places) == 2
+        assert places[1] == length - 1
+        assert targets[-1] == tokens[places[0] + 1]
+
+
+@given(extra=st.integers(0, 60), digits=st.integers(1, 6), seed=st.integers(0, 999))
+def test_passkey_asks_for_the_hidden_key(extra, digits, seed):
+    task = Passkey(digits=digits)
+    example = task.batch(2, length=task.shortest + extra, seed=seed)
+    for tokens, targets, mask in zip(example.tokens, example.targets, example.mask, strict=True):
+        place = int((tokens == 0).nonzero()[0])
+        assert tokens[place + 1 : place + 1 + digits].tolist() == targets[mask].tolist()
+        assert int(mask.sum()) == digits
+        assert tokens[-digits] == 0
+
+
+def number(tokens, order):
+    digits = [t for t in tokens if t < 10]
+    return int("".join(map(str, digits if order == "standard" else digits[::-1])))
+
+
+@pytest.mark.parametrize("order", ["standard", "reversed"])
+@pytest.mark.parametrize("hints", [0, 20])
+def test_addition_adds(order, hints):
+    task = Addition(order=order, hints=hints, length=41)
+    example = task.batch(50, seed=0)
+    lengths = set()
+    for tokens, targets, mask in zip(example.tokens.tolist(), example.targets.tolist(), example.mask, strict=True):
+        text = [*tokens, targets[-1]]
+        plus, equals = text.index(PLUS), text.index(EQUALS)
+        begin = max(i for i in range(plus) if text[i] == 12) + 1 if 12 in text else 0
+        a, b, c = text[begin:plus], text[plus + 1 : equals], text[equals + 1 :]
+        assert number(a, order) + number(b, order) == number(c, order)
+        assert [t for t, m in zip(targets, mask, strict=True) if m] == [t for t in c if t < 10]
+        lengths.add(len(a))
+        if hints:
+            assert [t for t in a if t >= HINT] == [t for t in b if t >= HINT]
+            assert {t for t in a if t >= HINT} < {t for t in c if t >= HINT}
+    assert len(lengths) == task.digits_in(41)
+
+
+@given(digits=st.integers(1, 30), hints=st.sampled_from([0, 40]))
+def test_addition_length_and_digits_agree(digits, hints):
+    task = Addition(hints=hints)
+    assert task.digits_in(task.length_of(digits)) == digits == task.digits_in(task.length_of(digits + 1) - 1)
+
+
+def evaluate(text):
+    """The value of an expression by a stack of its own."""
+    stack = [[]]
+    for name in text:
+        if name in OPERATORS:
+            stack.append([name])
+        elif name == "]":
+            operator, *values = stack.pop()
+            stack[-1].append(OPERATORS[operator](values))
+        else:
+            stack[-1].append(int(name))
+    return stack[0][0]
+
+
+@given(length=st.integers(4, 200), seed=st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_listops_has_the_value_of_its_expression(length, seed):
+    example = ListOps().batch(2, length=length, seed=seed)
+    for tokens, targets in zip(example.tokens.tolist(), example.targets, strict=True):
+        text = [NAMES[t] for t in tokens if NAMES[t] != " "]
+        assert evaluate(text) == targets[-1]
+        assert length // 2 - 2 <= len(text) <= length
+
+
+def test_listops_operators():
+    values = [2, 9, 4, 7]
+    assert [operator(values) for operator in OPERATORS.values()] == [2, 9, 5, 2]
+
+
+def test_impossible_sizes_are_refused():
+    for make, message in [
+        (lambda: AssociativeRecall(pairs=9, keys=8), "9 pairs"),
+        (lambda: SelectiveCopying(memory=0), "memory"),
+        (lambda: Copying(symbols=1), "symbols"),
+        (lambda: Passkey(digits=0), "digits"),
+        (lambda: Addition(hints=3, length=60).batch(2), "hints"),
+        (lambda: ListOps(depth=1, arguments=2).batch(1, length=40), "nested 1 deep"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            make()
