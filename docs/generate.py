@@ -126,6 +126,8 @@ def examples(text: str) -> list[tuple[str, str]]:
     lines = text.splitlines()
     shell = [line for line in lines if line.startswith("lengthwise ")]
     python = [line for line in lines if line not in shell]
+    if any("lw." in line for line in python):
+        python = ["import lengthwise as lw", "", *python]
     return [(kind, "\n".join(part)) for kind, part in (("python", python), ("sh", shell)) if part]
 
 

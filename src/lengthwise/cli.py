@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import inspect
 import sys
 from collections.abc import Callable
@@ -16,30 +17,6 @@ from lengthwise.options_compare import CompareOptions
 from lengthwise.options_training import EvaluateOptions, GenerateOptions, TrainOptions, read_config
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional]
-
-
-def compare(options: CompareOptions) -> int | None:
-    from lengthwise.comparison.command import compare
-
-    return compare(options)
-
-
-def train(options: TrainOptions) -> int | None:
-    from lengthwise.training.command import train
-
-    return train(options)
-
-
-def generate(options: GenerateOptions) -> int | None:
-    from lengthwise.generation.command import generate
-
-    return generate(options)
-
-
-def evaluate(options: EvaluateOptions) -> int | None:
-    from lengthwise.training.command import evaluate
-
-    return evaluate(options)
 
 
 def check(target: Annotated[str, tyro.conf.Positional], /, dim: int = 32, seed: int = 0) -> int:
@@ -97,7 +74,12 @@ def show(key: Annotated[str, tyro.conf.Positional], /) -> int | None:
 
 
 def reproduce(
-    keys: Names, /, seeds: tuple[int, ...] = (0, 1, 2), json: bool = False, output: Path = Path("results")
+    keys: Names,
+    /,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    json: bool = False,
+    output: Path = Path("results"),
+    resume: bool = False,
 ) -> int | None:
     """Run the experiments that show the claims of systems: claimed, measured, threshold, holds or does not hold.
 
@@ -113,10 +95,11 @@ def reproduce(
         seeds: Seeds to run with; the median is reported.
         json: Print the results as JSON.
         output: Folder for the results, one JSON file per system.
+        resume: Leave out the systems whose results are in the folder already.
     """
     from lengthwise.systems.runner import reproduce
 
-    return reproduce(keys, seeds=seeds, json=json, output=output)
+    return reproduce(keys, seeds=seeds, json=json, output=output, resume=resume)
 
 
 def bench(ops: Names = (), /, json: bool = False) -> int | None:
@@ -136,11 +119,12 @@ def bench(ops: Names = (), /, json: bool = False) -> int | None:
     return bench(ops, json=json)
 
 
-def with_options(verb: Callable[[Any], int | None], kind: type, default: Any = None) -> Callable[..., int | None]:
-    """A verb that takes one dataclass of options, as the function that the parser sees."""
+def with_options(place: str, kind: type, default: Any = None) -> Callable[..., int | None]:
+    """A verb that takes one dataclass of options, as the function that the parser sees. `place` is MODULE:FUNCTION."""
 
     def run(options: Any) -> int | None:
-        return verb(options)
+        module, _, name = place.partition(":")
+        return getattr(importlib.import_module(module), name)(options)
 
     run.__defaults__ = None if default is None else (default,)
     run.__doc__ = kind.__doc__
@@ -148,11 +132,13 @@ def with_options(verb: Callable[[Any], int | None], kind: type, default: Any = N
     return run
 
 
+TRAIN = "lengthwise.training.command:train"
+
 VERBS: dict[str, Callable[..., int | None]] = {
-    "compare": with_options(compare, CompareOptions),
-    "train": with_options(train, TrainOptions),
-    "generate": with_options(generate, GenerateOptions),
-    "evaluate": with_options(evaluate, EvaluateOptions),
+    "compare": with_options("lengthwise.comparison.command:compare", CompareOptions),
+    "train": with_options(TRAIN, TrainOptions),
+    "generate": with_options("lengthwise.generation.command:generate", GenerateOptions),
+    "evaluate": with_options("lengthwise.training.command:evaluate", EvaluateOptions),
     "check": check,
     "systems": systems,
     "show": show,
@@ -174,7 +160,7 @@ def verbs_for(arguments: list[str]) -> dict[str, Callable[..., int | None]]:
     file = next((a for a in arguments[1:] if a.endswith((".yaml", ".yml"))), None)
     if file is None:
         return VERBS
-    return {**VERBS, "train": with_options(train, TrainOptions, read_config(Path(file), TrainOptions))}
+    return {**VERBS, "train": with_options(TRAIN, TrainOptions, read_config(Path(file), TrainOptions))}
 
 
 def say(message: str) -> None:

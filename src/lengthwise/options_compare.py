@@ -25,41 +25,41 @@ class CompareOptions:
       lengthwise compare --resume
     """
 
-    data: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DATA...]")] = ()
     """Files, folders or globs, read as bytes. Without any: the source text of Python's standard library."""
 
-    layers: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    layers: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="EXPR")] = ()
     """A candidate as an expression, with a name before a colon if you like: --layers "hybrid: 2*(mamba + attention)".
     Give it once for each candidate."""
 
-    systems: tuple[str, ...] = ()
+    systems: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY...")] = ()
     """Candidates by the keys of published systems, as `lengthwise systems` lists them."""
 
-    tokenizer: Path | None = None
+    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A Hugging Face tokenizer.json to read the data with, instead of as bytes."""
 
-    budget: str = "3m"
+    budget: Annotated[str, tyro.conf.arg(metavar="TIME")] = "3m"
     """Training time of all candidates together, shared equally: 90s, 5m, 2h. Measuring comes on top."""
 
     equal: Literal["seconds", "tokens"] = "seconds"
     """What the candidates share equally: seconds of training, or tokens (as many as fit in the budget)."""
 
-    measuring: str = "110s"
+    measuring: Annotated[str, tyro.conf.arg(metavar="TIME")] = "110s"
     """Time for all measurements together. What doesn't fit is left out, and the report says so."""
 
-    parameters: str = "400k"
-    """Parameters of each candidate: 400k, 3M. Widths are solved so that candidates agree within 5 %."""
+    parameters: Annotated[str, tyro.conf.arg(metavar="COUNT")] = "650k"
+    """Parameters of each candidate: 650k, 3M. Widths are solved so that candidates agree within 5 %."""
 
     length: int = 512
     """Tokens of context in training."""
 
-    batch: int = 8
+    batch: int = 4
     """Rows of a training batch."""
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """Peak learning rate of AdamW, the same for every candidate: linear warm-up, then cosine to a tenth."""
 
-    position: str = "rope"
+    position: Annotated[str, tyro.conf.arg(metavar="NAME")] = "rope"
     """Position encoding of the softmax attention layers: rope, alibi, none, learned(length=4096)."""
 
     seeds: tuple[int, ...] = (0,)
@@ -71,10 +71,10 @@ class CompareOptions:
     decode_lengths: tuple[int, ...] = (1024, 4096, 16384, 65536)
     """Contexts at which a decoded token is timed and the state is weighed."""
 
-    memory: str = "4GB"
+    memory: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "4GB"
     """No measurement is tried that is expected to need more than this."""
 
-    output: Path | None = None
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder for report.html and results.jsonl. Without it: compare/DATE-TIME."""
 
     resume: bool = False

@@ -60,13 +60,15 @@ def test_a_long_prompt_is_read_in_chunks_with_the_same_result(monkeypatch):
     assert found[0] == found[1] == found[2]
 
 
-def test_reading_without_generating_is_kept(tmp_path):
-    net = model()
-    session = Session(net, seed=0)
-    session.read("abc")
+def test_a_saved_prompt_is_not_read_again(tmp_path):
+    net = model().double()
+    whole, session = Session(net, seed=0), Session(net, seed=0)
+    for one in (whole, session):
+        one.read("a prompt of some length")
     session.save(tmp_path / "s")
-    later = Session.load(tmp_path / "s", net, seed=0)
-    assert list(later.generate(4, Sampling())) == list(session.generate(4, Sampling()))
+    later = Session.load(tmp_path / "s", net)
+    assert later.unread.tolist() == list(b"h")
+    assert list(later.generate(4, Sampling())) == list(whole.generate(4, Sampling()))
 
 
 def test_a_state_of_another_model_is_refused(tmp_path):

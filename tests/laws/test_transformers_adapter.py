@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,6 +65,22 @@ def test_rwkv_mixes_rows_on_one_token_and_raises_in_the_backward():
     assert max(map(float, re.findall(r"logits: (\S+)", padded.stdout))) > 0.1
     assert "raises RuntimeError" in found["finite"].message
     assert run_script(script(subject, found["finite"])).returncode == 1
+
+
+@pytest.mark.skipif(not transformers.__version__.startswith("5.23"), reason="findings in transformers 5.23")
+def test_the_page_says_what_is_found():
+    page = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+For\w+) \| ([\w, ]+) \| ([\d.]*) ?\| ([\w ,]*)\|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for name, laws_broken, off, smallest in rows:
+        subject, found = broken(name)
+        assert (", ".join(found) or "none") == laws_broken
+        if "resumable" in found:
+            assert str(found["resumable"].case) == smallest.strip()
+        if off:
+            assert f"off by {off} " in found["resumable"].first[1]
+        if name == "FalconMambaForCausalLM":
+            assert script(subject, found["resumable"]) in page
 
 
 def test_unknown_classes_are_an_input_error_with_the_nearest():

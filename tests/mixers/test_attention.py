@@ -199,6 +199,7 @@ from lengthwise.positions.rope import RoPE
 torch.manual_seed(0)
 x = torch.randn(2, 20, 24)
 for settings in ({"kv_heads": 2, "position": RoPE()}, {"pattern": window(5) | first(3)}, {"position": ALiBi()}):
+    torch._dynamo.reset()
     mixer = Attention(24, heads=4, **settings)
     compiled = torch.compile(mixer, backend="eager", fullgraph=True)
     for gradients in (True, False):
@@ -209,6 +210,7 @@ for settings in ({"kv_heads": 2, "position": RoPE()}, {"pattern": window(5) | fi
 """
 
 
+@pytest.mark.slow
 def test_compiles_without_leaving_the_graph():
     """In a process of its own: the run-time checks of annotations, which the tests install, can't be compiled."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)

@@ -200,3 +200,6 @@ def test_what_makes_no_sense_is_told():
         attention(q, k, v)
     with pytest.raises(InputError, match="needs the document numbers"):
         attention(*inputs(), pattern=documents())
+    q, k, v = inputs()
+    with pytest.raises(InputError, match="blocks need a window"):
+        window_attention.window_attention(q, k, v, aligned(causal(), 29, 29))

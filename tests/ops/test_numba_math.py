@@ -11,6 +11,11 @@ def exp2_of(x):
 
 
 @njit
+def exp_of(x):
+    return [numba_math.exp(v) for v in x]
+
+
+@njit
 def log1p_of(x):
     return [numba_math.log1p(v) for v in x]
 
@@ -25,6 +30,7 @@ def sigmoid_of(x):
     ("function", "exact", "low", "high"),
     [
         (exp2_of, np.exp2, -126, 127),
+        (exp_of, np.exp, -87, 88),
         (log1p_of, np.log1p, 0, 1),
         (sigmoid_of, lambda x: 1 / (1 + np.exp(-x)), -80, 80),
     ],

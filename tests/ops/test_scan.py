@@ -107,7 +107,7 @@ def test_bfloat16_is_computed_in_float32(op):
 
 
 @ops
-def test_under_compile(op):
+def test_under_compile(unchecked, op):
     given = [v.requires_grad_() for v in inputs(op, 2, 9, 5, torch.float32)]
 
     def loss(*v):

@@ -111,7 +111,7 @@ def test_bfloat16_is_computed_in_float32(backend):
     torch.testing.assert_close(tail, last, rtol=0, atol=0)
 
 
-def test_under_compile():
+def test_under_compile(unchecked):
     given = [v.requires_grad_() for v in inputs(2, 9, 5, 4, torch.float32)]
 
     def loss(*v):
@@ -135,3 +135,5 @@ def test_impossible_arguments():
     x, weight, bias, tail = inputs(1, 5, 3, 4)
     with pytest.raises(InputError, match="tail of 3 tokens, got 2"):
         short_convolution(x, weight, bias, tail[:, 1:])
+    with pytest.raises(InputError, match="activation must be 'silu'"):
+        short_convolution(x, weight, bias, activation="gelu")

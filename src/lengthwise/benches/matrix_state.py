@@ -17,6 +17,8 @@ from lengthwise.ops import linear_attention as linear
 
 LENGTH, HEADS, HEAD_DIM = 4096, 4, 64
 SIZES = f"L {LENGTH}, {HEADS} heads of {HEAD_DIM}"
+LENGTHS = (1024, 4096, 16384, 65536)
+TOKENS = 50
 PRODUCTS = "matrix products, float32"
 
 
@@ -86,11 +88,12 @@ def against_reference(
         yield Row(f"{name} {kind}, {SIZES}", fast, {"reference": times["reference"] / fast}, share, PRODUCTS)
 
 
-def against_length(mixer: str, dim: int = 256) -> Iterator[Row]:
+def against_length(mixer: str, dim: int = 256, arguments: str | None = None) -> Iterator[Row]:
     """The exponent of the mixer's time over the length, and its time for a token after long and short contexts."""
     torch.manual_seed(0)
-    module = build(f"{mixer}(heads={dim // HEAD_DIM})", dim=dim)
-    lengths = [1024 * 4**n for n in range(4)]
+    arguments = f"heads={dim // HEAD_DIM}" if arguments is None else arguments
+    module = build(f"{mixer}({arguments})", dim=dim)
+    lengths = LENGTHS
     x = torch.randn(1, max(lengths), dim)
     with torch.no_grad():
         whole = interleaved({str(n): partial(module, x[:, :n]) for n in lengths}, repeats=5)
@@ -102,13 +105,13 @@ def against_length(mixer: str, dim: int = 256) -> Iterator[Row]:
         )
         states = {n: module(x[:, :n])[1] for n in (lengths[0], lengths[-1])}
 
-        def decode(n: int, tokens: int = 50) -> None:
+        def decode(n: int) -> None:
             state = states[n]
-            for _ in range(tokens):
+            for _ in range(TOKENS):
                 _, state = module(x[:, :1], state)
 
         times = interleaved({str(n): partial(decode, n) for n in states}, repeats=15)
-        short, long = (times[str(n)] / 50 for n in states)
+        short, long = (times[str(n)] / TOKENS for n in states)
         yield Row(
             f"{mixer} mixer, one token after {lengths[-1]}, dim {dim}", long, {f"after {lengths[0]}": short / long}
         )

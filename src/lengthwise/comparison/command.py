@@ -18,6 +18,7 @@ from lengthwise.reports.numbers import show_count, show_seconds
 from lengthwise.reports.page import write_report
 from lengthwise.reports.records import Record, RecordFile, Results, load, to_json
 from lengthwise.reports.tables import print_summary
+from lengthwise.reports.terminal import console as terminal
 
 RESULTS, REPORT = "results.jsonl", "report.html"
 RUNS = Path("compare")
@@ -31,7 +32,7 @@ def compare(options: CompareOptions) -> int | None:
 
     Raises InputError for what can't work.
     """
-    console = Console()
+    console = terminal()
     folder = run_folder(options)
     before = Results()
     if options.resume:

@@ -29,22 +29,34 @@ Tick = Callable[[str], None]
 
 
 @dataclass
+class Pool:
+    """Seconds that all candidates share, each asking for its part of what is left."""
+
+    seconds: float
+    waiting: int
+
+    @property
+    def part(self) -> float:
+        """What the next candidate may take, when all that wait take as much."""
+        return self.seconds / max(1, self.waiting)
+
+
+@dataclass
 class Allowance:
-    """What measuring one candidate may take: seconds in all, and bytes at any moment.
+    """What measuring one candidate may take: its part of the seconds that are left, and bytes at any moment.
 
     The next length is tried only where those before say that it will fit. From one length alone, growth with the square
     is expected of a model whose state grows, and in proportion of others; from two, the growth that they show.
     """
 
-    seconds: float
+    pool: Pool
     memory: int
     quadratic: bool
-    spent: float = 0.0
     history: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
 
     def refusal(self, what: str, length: int) -> str:
         """Why `what` should not be tried at `length`; empty where it may."""
-        left = self.seconds - self.spent
+        left = self.pool.part
         known = self.history.get(what, [])
         if not known or left <= 0:
             return "" if left > 0 else "the time for measuring was used up"
@@ -65,7 +77,7 @@ class Allowance:
 
     def note(self, what: str, length: int, seconds: float, size: float) -> None:
         """Remember what a length took."""
-        self.spent += seconds
+        self.pool.seconds -= seconds
         self.history.setdefault(what, []).append((length, seconds, size))
 
 
@@ -87,9 +99,10 @@ def measure_memory(
     for length in lengths:
         row = text[: length + 1][None]
         for measure, work in works.items():
-            for name, model in models.items():
-                if (measure, name) in ended:
-                    continue
+            active = [name for name in models if (measure, name) not in ended]
+            for place, name in enumerate(active):
+                model = models[name]
+                allowances[name].pool.waiting = len(active) - place
                 reason = allowances[name].refusal(measure, length)
                 if reason:
                     ended.add((measure, name))
@@ -158,9 +171,10 @@ def measure_decoding(
     for model in models.values():
         read_on(model.eval(), text[: 2 * CHUNK], None)
     for length in sorted(lengths):
-        for name, model in models.items():
-            if read and name not in states:
-                continue
+        active = [name for name in models if name in states or not read]
+        for place, name in enumerate(active):
+            model = models[name]
+            allowances[name].pool.waiting = len(active) - place
             reason = allowances[name].refusal("decoding", length)
             if reason:
                 states.pop(name, None)
@@ -177,7 +191,7 @@ def measure_decoding(
         read = length
         tick(f"decoding after {length} tokens")
         decoders = {name: Decoder(models[name], state, int(text[length - 1])) for name, state in states.items()}
-        times = interleaved(decoders, repeats=9, warmup=1, limit=4.0)
+        times = interleaved(decoders, repeats=15, warmup=2, limit=4.0)
         for name, seconds in times.items():
             yield Measurement(name, 0, "decode_seconds", seconds / BURST, length)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
-from lengthwise.comparison.costs import Allowance, long_text, measure_decoding, measure_memory, memory_lengths
+from lengthwise.comparison.costs import Allowance, Pool, long_text, measure_decoding, measure_memory, memory_lengths
 from lengthwise.comparison.plan import Plan, remaining
 from lengthwise.comparison.progress import Timeline
 from lengthwise.comparison.scoring import score
@@ -22,8 +23,11 @@ from lengthwise.reports.records import Candidate, Finished, Measurement, RecordF
 from lengthwise.training.device import autocast
 from lengthwise.training.failure import Diverged
 
-SCORING, MEMORY, DECODING = 0.4, 0.2, 0.4
+SCORING, MEMORY, DECODING = 0.4, 0.15, 0.45
 """How the time for measuring is divided."""
+
+FORESEEN = 0.65
+"""The share of a phase that may be planned for; the rest is for decoding and for what takes longer than expected."""
 
 
 class Comparison:
@@ -133,6 +137,8 @@ class Comparison:
         """Keep a trained model, to generate from and to go on with."""
         try:
             model.save(self.place(candidate, seed))
+            if self.options.tokenizer is not None:
+                shutil.copyfile(self.options.tokenizer, self.place(candidate, seed) / "tokenizer.json")
         except OSError as error:
             raise InputError(
                 f"the model of {candidate.name} can't be written to {self.folder} ({error}); make room and go on with "
@@ -160,8 +166,9 @@ class Comparison:
                 continue
             seconds = part * self.plan.measuring
             self.timeline.begin(title, seconds)
+            pool = Pool(FORESEEN * seconds, len(models))
             allowances = {
-                name: Allowance(seconds / len(models), self.plan.memory, model.stack.growth == "linear")
+                name: Allowance(pool, self.plan.memory, model.stack.growth == "linear")
                 for name, model in models.items()
             }
             for record in measure(models, long_text(text, max(lengths) + 1), lengths, allowances, self.timeline.tell):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lengthwise.comparison.candidates import Contender, contenders
+from lengthwise.comparison.candidates import contenders
 from lengthwise.comparison.scoring import HeldOut, held_out_text
-from lengthwise.comparison.width import parameters, solve
+from lengthwise.comparison.width import parameters, solve_all
 from lengthwise.errors import InputError
 from lengthwise.machine import machine, versions
 from lengthwise.models.build import build_position
@@ -124,7 +124,11 @@ def make_plan(options: CompareOptions) -> Plan:
     train, held_out = corpus.split()
     train.require(options.length)
     text = held_out_text(held_out, options.length)
-    candidates = tuple(solved(model, target, corpus.vocab_size, options.position) for model in models)
+    widths = solve_all(models, target, corpus.vocab_size, options.position)
+    candidates = tuple(
+        Candidate(model.name, layers, dim, parameters(layers, dim, corpus.vocab_size, options.position))
+        for model, (layers, dim) in zip(models, widths, strict=True)
+    )
     return Plan(options, train, text, held_out, candidates, seconds, measuring, memory)
 
 
@@ -141,12 +145,6 @@ def check_sizes(options: CompareOptions) -> None:
     if min(options.decode_lengths, default=1) < 1:
         raise InputError(f"--decode-lengths must be at least 1, got {min(options.decode_lengths)}")
     build_position(options.position, 64)
-
-
-def solved(contender: Contender, target: int, vocab_size: int, position: str) -> Candidate:
-    """A contender with its width."""
-    layers, dim = solve(contender, target, vocab_size, position)
-    return Candidate(contender.name, layers, dim, parameters(layers, dim, vocab_size, position))
 
 
 def remaining(results: Results, plan: Plan) -> list[tuple[Candidate, int]]:

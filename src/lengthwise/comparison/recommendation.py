@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from lengthwise.reports.measures import MEASURES, NOISE, Column, column
 from lengthwise.reports.numbers import show_bits, show_bytes, show_length, show_ratio, show_seconds
 from lengthwise.reports.records import Advice, Results, Value
+from lengthwise.reports.takeaways import listed
+
+ABOUT_AS_SMALL = 1.25
+"""Up to this factor a state counts as being as small as the smallest, and quality decides."""
+
+STEADY = 1.15
+"""A time that grows by less than this factor over all lengths is said not to grow."""
 
 
 def recommend(results: Results) -> list[Advice]:
@@ -15,11 +22,6 @@ def recommend(results: Results) -> list[Advice]:
         return []
     found = (for_quality(results), for_memory(results), for_long_contexts(results))
     return [advice for advice in found if advice is not None]
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def with_error(gap: Value) -> str:
@@ -74,16 +76,19 @@ def price(results: Results, name: str) -> str:
 
 
 def for_memory(results: Results) -> Advice | None:
-    """The smallest state at the longest context that all reached; of equal ones, the better quality."""
+    """The best quality among the smallest states at the longest context that all reached."""
     col = column(results, "state_bytes", "{}")
     if col is None:
         return None
     ranked = col.ranked(results)
     quality = Column(MEASURES["bits_per_byte"], None, "").ranked(results)
-    pick = min(col.leaders(results), key=lambda n: quality.index(n) if n in quality else len(quality))
     values = {name: v.value for name in ranked if (v := col.value(results, name)) is not None}
+    small = [name for name in ranked if values[name] <= ABOUT_AS_SMALL * values[ranked[0]]]
+    pick = min(small, key=lambda n: quality.index(n) if n in quality else len(quality))
     largest = ranked[-1]
     reason = f"{show_bytes(values[pick])} of state after {col.heading} tokens"
+    if pick != ranked[0]:
+        reason += f", about as little as {ranked[0]} ({show_bytes(values[ranked[0]])}) with better quality"
     if largest != pick:
         factor = show_ratio(values[largest] / max(values[pick], 1.0))
         reason += f"; {largest} keeps {show_bytes(values[largest])}, {factor} as much"
@@ -166,8 +171,10 @@ def _cost_far_out(results: Results, pick: str) -> str:
     state = results.value(pick, "state_bytes", lengths[-1])
     if first is None or last is None:
         return ""
+    factor = last.value / first.value
+    growth = f"{show_ratio(factor)} what it costs" if factor > STEADY else "no more than"
     text = (
-        f" A decoded token costs {show_seconds(last.value)} at {show_length(lengths[-1])} tokens, "
-        f"{show_ratio(last.value / first.value)} what it costs at {show_length(lengths[0])}"
+        f" A decoded token costs {show_seconds(last.value)} at {show_length(lengths[-1])} tokens, {growth} at "
+        f"{show_length(lengths[0])}"
     )
     return text + (f", with {show_bytes(state.value)} of state." if state else ".")

@@ -102,7 +102,7 @@ def _until(rows: Tensor, batch: int, seconds: float, fn: Callable[[Tensor], Tens
     for part in rows.split(batch):
         parts.append(fn(part))
         done += len(part)
-        if done >= FEWEST and time.perf_counter() - begin > seconds:
+        if done >= FEWEST and (time.perf_counter() - begin) * (1 + batch / done) > seconds:
             break
     return torch.cat(parts)
 

@@ -39,7 +39,9 @@ def generate(options: GenerateOptions) -> int:
         stopped = True
     put(text.flush() + "\n")
     if options.save_state is not None:
-        with full_disk_explained(options.save_state.parent, lambda: "the text is complete, but its state isn't saved"):
+        with full_disk_explained(
+            options.save_state.parent, lambda: "the text is complete, but its state isn't saved; free some space"
+        ):
             session.save(options.save_state)
     return 130 if stopped else 0
 

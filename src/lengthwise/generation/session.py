@@ -72,27 +72,31 @@ class Session:
             yield token
 
     @torch.inference_mode()
-    def _logits(self) -> Float[Tensor, " vocab"]:
+    def _logits(self, leave: int = 0) -> Float[Tensor, " vocab"]:
+        """Read all tokens but the last `leave`; the logits after them."""
         device = next(self.model.parameters()).device
-        logits, state = torch.empty(0), self.state
+        logits, state = torch.empty(1, 1, 0), self.state
+        end = len(self.unread) - leave
         was_training = self.model.training
         self.model.eval()
         try:
-            for chunk in self.unread.split(CHUNK):
+            for chunk in self.unread[:end].split(CHUNK):
                 logits, state = self.model(chunk[None].to(device), state)
         finally:
             self.model.train(was_training)
-        self.state, self.unread = state, self.unread[:0]
+        self.state, self.unread = state, self.unread[end:]
         return logits[0, -1]
 
-    def save(self, path: Path) -> None:
-        """Write the session to one safetensors file."""
+    def save(self, path: str | Path) -> None:
+        """Write the session to one safetensors file, with what is unread but for the last token read into the state."""
+        if len(self.unread) > 1:
+            self._logits(leave=1)
         generator = self.generator.get_state()
         kept = (map_state(lambda t: t.clone(), self.state), self.unread.clone(), generator)
         save_state(kept, path, {"format": FORMAT, "model": fingerprint(self.model)})
 
     @staticmethod
-    def load(path: Path, model: nn.Module, *, seed: int | None = None) -> Session:
+    def load(path: str | Path, model: nn.Module, *, seed: int | None = None) -> Session:
         """The session in a file that `save` wrote for the same model. `seed` begins its choices anew.
 
         Raises InputError where the file isn't one, is cut short, or belongs to another model.

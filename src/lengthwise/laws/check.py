@@ -73,10 +73,10 @@ def judge(subject: Subject, law: Law) -> Verdict:
             tried += 1
             message = breach(subject, law, case)
             if message is not None:
-                case, message = shrink(subject, law, case, message)
-                return Verdict(law.name, "broken", message, case, tried)
+                smallest, words = shrink(subject, law, case, message)
+                return Verdict(law.name, "broken", words, smallest, (case, message), tried)
     except Exception as error:
-        return Verdict(law.name, "broken", _words(error), None, tried)
+        return Verdict(law.name, "broken", _words(error), cases=tried)
     return Verdict(law.name, "holds", cases=tried)
 
 

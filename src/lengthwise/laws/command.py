@@ -162,11 +162,12 @@ def _table(target: str, verdicts: list[Verdict]) -> Table:
 
 def _print_finding(console: Console, subject: Subject, verdict: Verdict) -> None:
     console.print(Text(f"\n{verdict.law} is broken", style="bold red"), f"(the law: {LAWS[verdict.law].says})")
-    console.print(f"  {verdict.message}", highlight=False, markup=False)
-    if verdict.case:
-        console.print(f"  smallest case: {verdict.case}", highlight=False, markup=False)
-    shown = script(subject, verdict)
-    if shown:
+    lines = {"first seen on": verdict.first, "smallest case": (verdict.case, verdict.message) if verdict.case else None}
+    shown = [f"{name}: {found[0]}\n    {found[1]}" for name, found in lines.items() if found] or [verdict.message]
+    for line in dict.fromkeys(shown):
+        console.print(f"  {line}", highlight=False, markup=False)
+    program = script(subject, verdict)
+    if program:
         console.print("  To see it without lengthwise, run:\n", markup=False)
-        print(shown, file=console.file)  # as it is: no wrapping, no colours, so that it can be copied
+        print(program, file=console.file)  # as it is: no wrapping, no colours, so that it can be copied
         console.print()

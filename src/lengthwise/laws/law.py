@@ -109,12 +109,18 @@ class Law:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one law: the outcome, the message (the reason, where excused), the smallest case, the seconds."""
+    """What came of one law.
+
+    message: what is wrong on the smallest case found, or the reason where the law is excused or does not apply.
+    case: the smallest case found. first: the case that broke the law first, and what was wrong on it.
+    cases: how many cases were tried before shrinking.
+    """
 
     law: str
     outcome: Outcome
     message: str = ""
     case: Case | None = None
+    first: tuple[Case, str] | None = None
     cases: int = 0
     seconds: float = 0.0
 
@@ -144,10 +150,11 @@ class Report:
         return "\n".join(lines)
 
 
-def equal(got: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+def equal(got: Tensor, expected: Tensor, tolerance: float, what: str, begin: int = 0) -> None:
     """Raise Breach unless the two agree to `tolerance`, relative to the largest number expected (at least 1).
 
-    Where they are [batch, length, ...], the message names the row and token of the largest difference.
+    Where they are [batch, length, ...], the message names the row and token of the largest difference, the tokens
+    counted from `begin`.
     """
     if got.shape != expected.shape:
         raise Breach(f"{what}: shape {list(got.shape)} where {list(expected.shape)} was expected")
@@ -161,7 +168,7 @@ def equal(got: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
         return
     flat = int(torch.nan_to_num(difference, nan=math.inf).argmax())
     place = torch.unravel_index(torch.tensor(flat), difference.shape)
-    where = f" at row {int(place[0])}, token {int(place[1])}" if got.ndim == 3 else ""
+    where = f" at row {int(place[0])}, token {begin + int(place[1])}" if got.ndim == 3 else ""
     raise Breach(f"{what}: off by {worst:.2g}{where} (largest expected {scale:.2g}, allowed {tolerance * scale:.0e})")
 
 

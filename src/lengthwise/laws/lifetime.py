@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from lengthwise.contract import StateTree, map_state, state_nbytes, state_tensors
 from lengthwise.laws.law import Breach, Case, Law, equal
@@ -93,30 +95,27 @@ def compiled(subject: Subject, case: Case) -> None:
     module = subject.get(torch.float32)
     x = subject.inputs(case)
     x = x.float() if x.is_floating_point() else x
-    more = x[:, : case.length // 2]
+    y, wanted = _pass(module, module, x)
     torch.compiler.reset()
     try:
-        fast = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=False)
-        results = []
-        for run in (module, fast):
-            y, state = run(x)
-            pieces = [y]
-            if state is not None:
-                pieces.append(run(more, state)[0])
-            total = torch.cat(pieces, dim=1)
-            by = [p for p in module.parameters() if p.requires_grad]
-            slopes = torch.autograd.grad(total.mean(), by, allow_unused=True) if total.requires_grad else ()
-            results.append((total, [g for g in slopes if g is not None]))
-    except Breach:
-        raise
+        got, found = _pass(torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=False), module, x)
     except Exception as error:
         raise Breach(f"torch.compile fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
     finally:
         torch.compiler.reset()
-    (y, wanted), (got, found) = results
     equal(got, y, 5e-5, "compiled output")
     for a, b in zip(found, wanted, strict=True):
         equal(a.flatten(), b.flatten(), 5e-5, "gradient of the compiled module")
+
+
+def _pass(run: Any, module: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The output and, where there is a state to go on from, that of going on; and the gradients of the parameters."""
+    y, state = run(x)
+    if state is not None:
+        y = torch.cat([y, run(x[:, : x.shape[1] // 2], state)[0]], dim=1)
+    by = [p for p in module.parameters() if p.requires_grad]
+    slopes = torch.autograd.grad(y.mean(), by, allow_unused=True) if y.requires_grad else ()
+    return y, [g for g in slopes if g is not None]
 
 
 def _not_declared(subject: Subject) -> str | None:

@@ -66,7 +66,7 @@ def resumable(subject: Subject, case: Case) -> None:
         part = None if layout is None else layout.slice(begin, end)
         y, state = subject.run(x[:, begin:end], state, part)
         what = f"tokens {begin} to {end - 1}, gone on to from a state, against the same in one piece"
-        equal(y, expected[:, begin:end], subject.tolerance, what)
+        equal(y, expected[:, begin:end], subject.tolerance, what, begin)
 
 
 @torch.no_grad()

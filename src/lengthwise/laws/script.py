@@ -16,8 +16,8 @@ def script(subject: Subject, verdict: Verdict) -> str | None:
         body = _resumed(case.pieces, str(model.cache_argument))
     elif verdict.law == "finite":
         body = ["torch.set_grad_enabled(True)", "model(tokens, use_cache=True).logits.mean().backward()"]
-    elif "against alone" not in verdict.message:
-        return None  # the finding is about going on from a state, which the others don't show
+    elif "gone on" in verdict.message or "going on" in verdict.message:
+        return None  # the scripts of the others don't go on from a state
     elif verdict.law == "rows":
         body = ["together = model(tokens).logits", "alone = torch.cat([model(row[None]).logits for row in tokens])"]
         body.append(DIFFERENCE.format("together", "alone"))

@@ -47,7 +47,7 @@ class Subject:
         self.dtype: torch.dtype = getattr(self._first, "law_dtype", torch.float64)
         self.tolerance = TOLERANCE[self.dtype]
         self.stirred: bool = getattr(self._first, "law_stirs", True)
-        self.goes_on = self.causal
+        self.goes_on = self.causal and "resumable" not in getattr(self._first, "lacks", {})
         self._cache: dict[torch.dtype, nn.Module] = {}
 
     def make(self, dim: int, salt: int = 0) -> nn.Module:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lengthwise.contract import Layout, SequenceModule, State, StateTree
 from lengthwise.errors import InputError, unknown
@@ -52,6 +52,7 @@ TINY = {
     "num_experts": 4,
     "num_local_experts": 4,
     "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -140,8 +141,14 @@ class TransformersModel(SequenceModule):
         self.cache_argument = next((name for name in CACHE_ARGUMENTS if name in arguments), None)
         self.takes_positions = "position_ids" in arguments
         self.lacks = dict(LACKS)
-        if self.cache_argument is None:
-            self.lacks["resumable"] = "the class takes no cache"
+        if self.cache_argument is None or not self._gives_cache(self.cache_argument):
+            self.cache_argument = None
+            self.lacks["resumable"] = "the class takes no cache, or gives none back"
+
+    @torch.no_grad()
+    def _gives_cache(self, name: str) -> bool:
+        tokens = torch.zeros(1, 2, dtype=torch.long)
+        return getattr(self.model.eval()(input_ids=tokens, use_cache=True), name, None) is not None
 
     def forward(
         self, x: Int[Tensor, "batch length"], state: StateTree = None, layout: Layout | None = None
@@ -162,9 +169,9 @@ class TransformersModel(SequenceModule):
             if state is not None:
                 arguments[self.cache_argument] = put_together(state.frame, state.tensors)
         given = self.model(input_ids=x, **arguments)
-        cache = getattr(given, self.cache_argument) if self.cache_argument else None
-        if cache is None:
+        if self.cache_argument is None:
             return given.logits, None
+        cache = getattr(given, self.cache_argument)
         tensors: list[Tensor] = []
         frame = take_apart(cache, tensors)
         return given.logits, CacheState(tuple(tensors), mask, frame)
@@ -232,9 +239,12 @@ def tiny(name: str) -> Origin:
     defaults = {key: p.default for key, p in inspect.signature(config.__init__).parameters.items()}
     renamed = set(getattr(config, "attribute_map", {}))
     taken = {key: item for key, item in TINY.items() if key in defaults and key not in renamed}
-    # Where the class has None, it derives the number from the others.
-    derived = ("head_dim", "num_key_value_heads", "sliding_window", "pad_token_id", "bos_token_id", "eos_token_id")
+    # Where the class has None, it derives the number from the others; small token ids are in the small vocabulary.
+    derived = ("head_dim", "num_key_value_heads", "sliding_window")
     taken = {key: item for key, item in taken.items() if not (key in derived and defaults[key] is None)}
+    ids = ("pad_token_id", "bos_token_id", "eos_token_id")
+    large = [key for key in ids if isinstance(defaults.get(key), int) and defaults[key] >= TINY["vocab_size"]]
+    taken = {key: item for key, item in taken.items() if key not in ids or key in large}
     if "num_attention_heads" in taken and "num_heads" not in taken and "head_dim" in taken:
         taken["head_dim"] = 8
     if not HYBRID.isdisjoint(defaults) and "num_hidden_layers" in taken:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,12 +16,14 @@ from lengthwise.ops.chunks import state_dtype
 from lengthwise.ops.delta_rule import delta_rule
 from lengthwise.ops.short_convolution import short_convolution
 
+Heads = Float[Tensor, "batch length heads head_dim"]
+
 
 @dataclass(frozen=True)
 class DeltaNetState(State):
     """S, and the last inputs of the convolution over queries, keys and values."""
 
-    memory: Float[Tensor, "batch heads head_dim head_dim"]
+    memory: Float[Tensor, "batch heads head_dim values"]
     tail: Float[Tensor, "batch history channels"]
 
 
@@ -83,12 +85,24 @@ class DeltaNet(SequenceModule):
         qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], -1)
         qkv, tail = short_convolution(qkv, self.conv1d.weight[:, 0], None, tail, starts, "silu")
         q, k, v = (part.unflatten(-1, (self.heads, -1)).to(dtype) for part in qkv.chunk(3, -1))
-        beta = self.largest_beta * self.b_proj(x).to(dtype).sigmoid()
-        o, memory = delta_rule(unit(q) * self.head_dim**-0.5, unit(k), v, beta, memory, starts)
+        rates = self.largest_beta * self.b_proj(x).to(dtype).sigmoid()
+        o, memory = self.recall(q, k, v, rates, memory, starts)
         o = functional.rms_norm(o, (self.head_dim,), self.norm.weight.to(dtype), self.norm.eps).flatten(2)
         if self.g_proj is not None:
             o = o * functional.silu(self.g_proj(x))
         return self.o_proj(o.to(x.dtype)), DeltaNetState(memory, tail)
+
+    def recall(
+        self,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        rates: Float[Tensor, "batch length heads"],
+        memory: Float[Tensor, "batch heads head_dim values"] | None,
+        starts: Bool[Tensor, "batch length"] | None,
+    ) -> tuple[Heads, Float[Tensor, "batch heads head_dim values"]]:
+        """What the memory returns for each query once the token is written, and the memory after the last one."""
+        return delta_rule(unit(q) * self.head_dim**-0.5, unit(k), v, rates, memory, starts)
 
     def state_nbytes(self, length: int) -> int:  # noqa: ARG002
         """The same after any number of tokens."""

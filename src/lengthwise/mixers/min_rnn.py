@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,8 +14,6 @@ from lengthwise.errors import InputError, unknown
 from lengthwise.ops.fused import work_dtype
 from lengthwise.ops.scan import log_scan, scan
 from lengthwise.ops.short_convolution import short_convolution
-
-Form = Literal["log", "plain"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class MinRNN(SequenceModule):
         expansion: float = 1,
         kernel: int | None = None,
         forget_bias: float = 0.0,
-        form: Form = "log",
+        form: str = "log",
         bias: bool = True,
     ):
         super().__init__()
@@ -122,7 +119,7 @@ class MinGRU(MinRNN):
         expansion: float = 1,
         kernel: int | None = None,
         forget_bias: float = 0.0,
-        form: Form = "log",
+        form: str = "log",
         bias: bool = True,
     ):
         super().__init__(dim, expansion=expansion, kernel=kernel, forget_bias=forget_bias, form=form, bias=bias)
@@ -157,7 +154,7 @@ class MinLSTM(MinRNN):
         expansion: float = 1,
         kernel: int | None = None,
         forget_bias: float = 0.0,
-        form: Form = "log",
+        form: str = "log",
         bias: bool = True,
     ):
         super().__init__(dim, expansion=expansion, kernel=kernel, forget_bias=forget_bias, form=form, bias=bias)

@@ -62,7 +62,7 @@ def linear_attention_reference(
             state = state * g_t.to(dtype).exp().unsqueeze(-1)
         state = state + k_t.to(dtype).unsqueeze(-1) * v_t.to(dtype).unsqueeze(-2)
         outputs.append((q_t.to(dtype).unsqueeze(-2) @ state).squeeze(-2))
-    return torch.stack(outputs, 1).to(v.dtype) if outputs else torch.zeros_like(v), state
+    return torch.stack(outputs, 1).to(v.dtype) if outputs else v.clone(), state
 
 
 def linear_attention(

@@ -86,8 +86,11 @@ ONE, TWO = np.float32(1), np.float32(2)
 _LOWEST, _HIGHEST = np.float32(-126), np.float32(127.49)
 _ROUND, _SHIFT = np.float32(1.5 * 2**23), np.int32(23)
 _LOG2_E = np.float32(LOG2_E)
+_LN_2_HEAD = np.float32(0.693359375)  # 9 bits, so that its product with an exponent is exact
+_LN_2_REST = np.float32(LN_2 - 0.693359375)
 # 2^r for |r| <= 1/2. The first two terms are exact so that decays close to 1 keep their distance from 1.
-_E1, _E2, _E3 = np.float32(LN_2), np.float32(0.24022647738456726), np.float32(0.05550362169742584)
+_LN_2 = np.float32(LN_2)
+_E2, _E3 = np.float32(0.24022647738456726), np.float32(0.05550362169742584)
 _E4, _E5 = np.float32(0.009618526324629784), np.float32(0.0013390161329880357)
 _E6 = np.float32(0.00015321154205594212)
 # log(1 + y) = 2 s + s³ (...) with s = y / (2 + y), for y in [0, 1].
@@ -96,18 +99,30 @@ _L2, _L3 = np.float32(0.2800176441669464), np.float32(0.2801220118999481)
 
 
 @kernel
-def _exp2_float32(x):
-    # Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, from where it moves into the exponent.
-    x = min(max(x, _LOWEST), _HIGHEST)
-    shifted = x + _ROUND
-    r = x - (shifted - _ROUND)
+def _scaled_power(shifted, r):
+    """2^(n + r), where `shifted` is the integer n plus 1.5 * 2^23, which leaves n in its low bits."""
     p = _E5 + r * _E6
     p = _E4 + r * p
     p = _E3 + r * p
     p = _E2 + r * p
-    p = _E1 + r * p
+    p = _LN_2 + r * p
     p = ONE + r * p
     return _float_of(_bits_of(p) + (_bits_of(shifted) << _SHIFT))
+
+
+@kernel
+def _exp2_float32(x):
+    x = min(max(x, _LOWEST), _HIGHEST)
+    shifted = x + _ROUND
+    return _scaled_power(shifted, x - (shifted - _ROUND))
+
+
+@kernel
+def _exp_float32(x):
+    x = min(max(x, _LOWEST * _LN_2), _HIGHEST * _LN_2)
+    shifted = x * _LOG2_E + _ROUND
+    n = shifted - _ROUND
+    return _scaled_power(shifted, (x - n * _LN_2_HEAD - n * _LN_2_REST) * _LOG2_E)
 
 
 @kernel
@@ -123,6 +138,11 @@ def _log1p_float32(y):
 def exp2(x):
     """2^x. In float32 results are kept between the smallest normal number and the largest one."""
     return 2.0**x
+
+
+def exp(x):
+    """e^x. In float32 results are kept between the smallest normal number and the largest one."""
+    return math.exp(x)
 
 
 def log1p(y):
@@ -142,6 +162,13 @@ def _exp2(x):
     return lambda x: math.exp(x * LN_2)
 
 
+@overload(exp, inline="always")
+def _exp(x):
+    if x == types.float32:
+        return lambda x: _exp_float32(x)
+    return lambda x: math.exp(x)
+
+
 @overload(log1p, inline="always")
 def _log1p(y):
     if y == types.float32:
@@ -152,5 +179,5 @@ def _log1p(y):
 @overload(sigmoid, inline="always")
 def _sigmoid(x):
     if x == types.float32:
-        return lambda x: ONE / (ONE + _exp2_float32(-x * _LOG2_E))
+        return lambda x: ONE / (ONE + _exp_float32(-x))
     return lambda x: 1.0 / (1.0 + math.exp(-x))

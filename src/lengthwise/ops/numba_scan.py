@@ -7,7 +7,7 @@ A unit of work is one row of the batch and one block of channels; the loop over 
 
 from __future__ import annotations
 
-from lengthwise.ops.numba_math import LOG2_E, exp2, fused, kernel, log1p
+from lengthwise.ops.numba_math import exp, fused, kernel, log1p
 
 WIDTH = 256
 """Channels of a unit of work: long enough for reading memory at full speed."""
@@ -87,13 +87,13 @@ def backward(a, h, initial, starts, d_h, g, d_a, d_b, first, last):
 def _log_step(log_a, log_b, before, after, begin, end):
     """after = log(exp(log_a + before) + exp(log_b)), from the larger of the two so that nothing overflows."""
     fused()
-    scale = log_a.dtype.type(LOG2_E)
+    zero = log_a.dtype.type(0)
     for e in range(begin, end):
         old, new = log_a[e] + before[e], log_b[e]
         high, low = max(old, new), min(old, new)
         # Equal is also both -inf, whose difference is not a number.
-        difference = low - high if low < high else low * 0
-        after[e] = high + log1p(exp2(difference * scale))
+        difference = low - high if low < high else zero
+        after[e] = high + log1p(exp(difference))
 
 
 @kernel(entry=True)
@@ -119,10 +119,10 @@ def log_forward(log_a, log_b, initial, starts, h, final, first, last):
 def _log_reverse(log_a, before, after, d_h, g, d_a, d_b, begin, end):
     """The share of the past in the new state, exp(log_a + before - after), divides the gradient between the two."""
     fused()
-    scale = log_a.dtype.type(LOG2_E)
+    zero = log_a.dtype.type(0)
     for e in range(begin, end):
         gradient = g[e] + d_h[e]
-        past = gradient * exp2(min(log_a[e] + before[e] - after[e], log_a.dtype.type(0)) * scale)
+        past = gradient * exp(min(log_a[e] + before[e] - after[e], zero))
         d_a[e] = past
         d_b[e] = gradient - past
         g[e] = past

@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from lengthwise.ops import fused
 from lengthwise.ops.backend import resolve
 
+Size = int | torch.SymInt
+
 
 def selective_scan_reference(
     x: Float[Tensor, "batch length channels"],
@@ -113,12 +115,12 @@ def _fused(*tensors: Any) -> tuple[Tensor, Tensor]:
     return y, final
 
 
-def _chunk(states: int) -> int:
+def _chunk(states: Size) -> Any:
     """Tokens between two kept states: with at least as many as states, those take no more memory than x."""
-    return max(32, states)
+    return torch.sym_max(32, states)
 
 
-def _blocks(channels: int, width: int) -> int:
+def _blocks(channels: Size, width: Size) -> Any:
     return -(-channels // width)
 
 

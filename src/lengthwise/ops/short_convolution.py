@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,8 +21,6 @@ from lengthwise.errors import InputError
 from lengthwise.ops import fused
 from lengthwise.ops.backend import resolve
 
-Activation = Literal["silu"]
-
 
 def short_convolution_reference(
     x: Float[Tensor, "batch length channels"],
@@ -30,7 +28,7 @@ def short_convolution_reference(
     bias: Float[Tensor, " channels"] | None = None,
     tail: Float[Tensor, "batch history channels"] | None = None,
     starts: Bool[Tensor, "batch length"] | None = None,
-    activation: Activation | None = None,
+    activation: str | None = None,
 ) -> tuple[Float[Tensor, "batch length channels"], Float[Tensor, "batch history channels"]]:
     """The definition: one shifted product for each tap. Any dtype and device."""
     taps, length = weight.shape[1], x.shape[1]
@@ -52,7 +50,7 @@ def short_convolution(
     bias: Float[Tensor, " channels"] | None = None,
     tail: Float[Tensor, "batch history channels"] | None = None,
     starts: Bool[Tensor, "batch length"] | None = None,
-    activation: Activation | None = None,
+    activation: str | None = None,
     *,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "batch length channels"], Float[Tensor, "batch history channels"]]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lengthwise.errors import InputError
 from lengthwise.ops.dense_attention import dense
 from lengthwise.ops.patterns import Visibility, window, without_documents
 
@@ -25,14 +26,22 @@ def block_size(left: int, right: int) -> int:
     return min(WIDEST, max(NARROWEST, -(-max(left, right) // NARROWEST) * NARROWEST))
 
 
+def bounds(visibility: Visibility) -> tuple[int, int, int] | None:
+    """Keys before and after a query, and first keys, that a pattern shows; None where it is no window on both sides."""
+    band = without_documents(visibility.pattern).band
+    if band is None or band[0] is None or band[1] is None:
+        return None
+    return band[0], band[1], band[2]
+
+
 def window_fits(visibility: Visibility, largest_mask: int) -> bool:
     """Whether blocks are the way to execute a pattern: a window on both sides, queries for at least two blocks and
     keys beyond the window. With documents, masks differ from block to block and may have `largest_mask` numbers, and
     first keys aren't the same for all queries of a row."""
-    band = without_documents(visibility.pattern).band
-    if band is None or band[0] is None or band[1] is None:
+    sides = bounds(visibility)
+    if sides is None:
         return False
-    left, right, first = band
+    left, right, first = sides
     queries, keys = visibility.query_index.shape[1], visibility.key_index.shape[1]
     block = block_size(left, right)
     if visibility.query_documents is not None:
@@ -52,9 +61,10 @@ def window_attention(
 ) -> Float[Tensor, "batch queries heads value_dim"]:
     """Attention for a pattern that is a window with, at most, the first keys beside it. Queries are the last of the
     keys. block: queries of a block, chosen by the window where it is None."""
-    left, right, first = without_documents(visibility.pattern).band or (0, 0, 0)
-    assert left is not None
-    assert right is not None
+    sides = bounds(visibility)
+    if sides is None:
+        raise InputError(f"blocks need a window with two sides, got the pattern {visibility.pattern}")
+    left, right, first = sides
     queries, shift = q.shape[1], k.shape[1] - q.shape[1]
     block = block_size(left, right) if block is None else block
     before, after = -(-left // block), -(-right // block)
@@ -75,9 +85,7 @@ def edge(
     q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, rows: slice, scale: float | None
 ) -> Float[Tensor, "batch rows heads value_dim"]:
     """A run of queries with one mask over all the keys that any of them sees."""
-    left, right, first = without_documents(visibility.pattern).band or (0, 0, 0)
-    assert left is not None
-    assert right is not None
+    left, right, first = bounds(visibility) or (0, 0, 0)
     shift = k.shape[1] - q.shape[1]
     start, stop = max(0, rows.start + shift - left), min(k.shape[1], rows.stop + shift + right)
     packed = visibility.query_documents is not None
@@ -95,9 +103,7 @@ def interior(
     q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, rows: slice, scale: float | None, block: int
 ) -> Float[Tensor, "batch rows heads value_dim"]:
     """Whole blocks of queries, none of which reaches beyond the keys, as one batch."""
-    left, right, first = without_documents(visibility.pattern).band or (0, 0, 0)
-    assert left is not None
-    assert right is not None
+    left, right, first = bounds(visibility) or (0, 0, 0)
     batch, shift = q.shape[0], k.shape[1] - q.shape[1]
     before, after, count = -(-left // block), -(-right // block), (rows.stop - rows.start) // block
     start = rows.start + shift - before * block

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from lengthwise.reports.measures import MEASURES, NOISE, Measure, growth_factor, pareto_front
-from lengthwise.reports.numbers import show_bits, show_length, show_ratio
+from lengthwise.reports.measures import MEASURES, NOISE, Measure, pareto_front
+from lengthwise.reports.numbers import show_bits, show_length
 from lengthwise.reports.records import Results, Value
 from lengthwise.reports.style import (
     HEIGHT,
@@ -24,8 +25,18 @@ from lengthwise.reports.style import (
     value_axis,
     vertical_line,
 )
+from lengthwise.reports.takeaways import (
+    context_sentence,
+    front_sentence,
+    growth_sentence,
+    recall_sentence,
+    trained_length,
+    training_sentence,
+)
 
 Figure = dict[str, Any]
+SMOOTH = 5
+"""Points of a training curve that are averaged for the eye."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +63,6 @@ def panels(results: Results) -> list[Panel]:
     """Every panel for which something was measured."""
     makers = (quality_against_cost, context, recall, decoding, state, memory, prefill, training)
     return [panel for make in makers if (panel := make(results)) is not None]
-
-
-def trained_length(results: Results) -> int | None:
-    """The context length in training."""
-    length = results.settings.options.get("length") if results.settings else None
-    return int(length) if length else None
 
 
 def lines(
@@ -115,7 +120,7 @@ def quality_against_cost(results: Results) -> Panel | None:
             continue
         front = pareto_front(points)
         figure = scatter(results, points, front, f"{what} at {show_length(at)} tokens", MEASURES[key].show)
-        views.append(View(button, figure, _front_sentence(results, points, front, what)))
+        views.append(View(button, figure, front_sentence(results, points, front, what)))
     if not views:
         return None
     note = (
@@ -133,24 +138,6 @@ def _points(results: Results, key: str, at: int | None) -> dict[str, tuple[float
         if cost is not None and bits is not None and cost.value > 0:
             points[name] = (cost.value, bits.value)
     return points
-
-
-def _front_sentence(results: Results, points: dict[str, tuple[float, float]], front: list[str], what: str) -> str:
-    if len(front) == 1:
-        return f"{front[0]} is best in both: quality and {what}."
-    cheap, good = front[0], front[-1]
-    factor = points[good][0] / points[cheap][0]
-    gap = results.difference(cheap, good, "bits_per_byte")
-    error = f" ± {gap.error:.2f}" if gap else ""
-    loss = points[cheap][1] - points[good][1]
-    return (
-        f"Worth choosing between: {_listed(front)}. {cheap} costs {show_ratio(factor)} less than {good} and gives up "
-        f"{loss:.2f}{error} bits per byte."
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def scatter(
@@ -236,30 +223,8 @@ def context(results: Results) -> Panel | None:
         "that keeps falling says that more context still helps; one that rises beyond the trained length says that the "
         "model breaks down there."
     )
-    view = View("", figure, _context_sentence(results))
+    view = View("", figure, context_sentence(results))
     return Panel("context", "Does more context still help?", (view,), note)
-
-
-def _context_sentence(results: Results) -> str:
-    key, trained = "bits_at_context", trained_length(results)
-    worse: list[str] = []
-    better: list[str] = []
-    for name in results.names:
-        beyond = [at for at in results.lengths(key, name) if trained and at > trained]
-        if trained is None or not beyond or results.value(name, key, trained) is None:
-            continue
-        change = results.change(name, key, trained, beyond[-1])
-        if change is not None and abs(change.value) > NOISE * change.error:
-            (worse if change.value > 0 else better).append(f"{name} ({change.value:+.2f})")
-    if not worse and not better:
-        return "Beyond the trained length nobody gets clearly better or worse."
-    parts = []
-    if better:
-        parts.append(f"still better beyond the trained length: {_listed(better)}")
-    if worse:
-        parts.append(f"worse there: {_listed(worse)}")
-    text = "; ".join(parts) + " bits per byte."
-    return text[0].upper() + text[1:]
 
 
 def recall(results: Results) -> Panel | None:
@@ -269,41 +234,12 @@ def recall(results: Results) -> Panel | None:
     )
     if figure is None:
         return None
-    best = {}
-    distances = results.lengths("recall")
-    far = results.common_length("recall") or distances[0]
-    for at in {distances[0], far}:
-        known = {n: v.value for n in results.names if (v := results.value(n, "recall", at)) is not None}
-        best[at] = max(known, key=lambda n: known[n]), known
-    parts = [
-        f"at distance {show_length(at)} {name} saves {known[name]:.2f}" for at, (name, known) in sorted(best.items())
-    ]
-    text = "; ".join(parts) + " bits per byte; 0 is no memory of the passage."
     note = (
         "Nothing was trained for this. A held-out passage is scored after its natural context, and after the same "
         "context in which the passage itself already stood that far back. The difference is what the model recalls."
     )
-    view = View("", figure, text[0].upper() + text[1:])
+    view = View("", figure, recall_sentence(results))
     return Panel("recall", "Can it look back?", (view,), note)
-
-
-def _growth_sentence(results: Results, key: str, what: str) -> str:
-    grown = {name: g for name in results.names if (g := growth_factor(results, key, name)) is not None}
-    if not grown:
-        return ""
-    last = min(g[1] for g in grown.values())
-    rates = {}
-    for name, (first, _, _) in grown.items():
-        begin, end = results.value(name, key, first), results.value(name, key, last)
-        if begin is not None and end is not None and begin.value > 0:
-            rates[name] = (first, end.value / begin.value)
-    if not rates:
-        return ""
-    most, least = max(rates, key=lambda n: rates[n][1]), min(rates, key=lambda n: rates[n][1])
-    span = f"From {show_length(rates[most][0])} to {show_length(last)} tokens {what}"
-    if most == least:
-        return f"{span} grows {show_ratio(rates[most][1])}."
-    return f"{span} grows {show_ratio(rates[most][1])} for {most} and {show_ratio(rates[least][1])} for {least}."
 
 
 def decoding(results: Results) -> Panel | None:
@@ -314,7 +250,7 @@ def decoding(results: Results) -> Panel | None:
     note = (
         "One row, one token after the other; candidates are timed in turn, medians. The state comes from reading text."
     )
-    view = View("", figure, _growth_sentence(results, "decode_seconds", "the time of a token"))
+    view = View("", figure, growth_sentence(results, "decode_seconds", "the time of a token"))
     return Panel("decoding", "Time per decoded token", (view,), note)
 
 
@@ -323,7 +259,7 @@ def state(results: Results) -> Panel | None:
     figure = lines(results, "state_bytes", "tokens of context (log scale)")
     if figure is None:
         return None
-    view = View("", figure, _growth_sentence(results, "state_bytes", "the state of one sequence"))
+    view = View("", figure, growth_sentence(results, "state_bytes", "the state of one sequence"))
     return Panel("state", "State of one sequence", (view,), "What must be kept for each conversation or document.")
 
 
@@ -336,7 +272,7 @@ def memory(results: Results) -> Panel | None:
     ):
         figure = lines(results, key, "tokens (log scale)")
         if figure is not None:
-            views.append(View(button, figure, _growth_sentence(results, key, what)))
+            views.append(View(button, figure, growth_sentence(results, key, what)))
     note = "The largest sum of tensors alive at one moment, for one row, without the weights and the optimiser."
     return Panel("memory", "Peak memory", tuple(views), note) if views else None
 
@@ -346,7 +282,7 @@ def prefill(results: Results) -> Panel | None:
     figure = lines(results, "prefill_seconds", "tokens of prompt (log scale)")
     if figure is None:
         return None
-    view = View("", figure, _growth_sentence(results, "prefill_seconds", "the time to read a prompt"))
+    view = View("", figure, growth_sentence(results, "prefill_seconds", "the time to read a prompt"))
     return Panel("prefill", "Time to read a prompt", (view,), "One row, read in chunks that carry the state on.")
 
 
@@ -356,18 +292,9 @@ def training(results: Results) -> Panel | None:
         return None
     views = []
     for button, title in (("seconds", "seconds of training"), ("tokens", "tokens of training")):
-        views.append(View(f"against {button}", _curves(results, button, title), _training_sentence(results)))
-    note = "Bits per byte of the training text, averaged between the points. Thin lines are further seeds."
+        views.append(View(f"against {button}", _curves(results, button, title), training_sentence(results)))
+    note = f"Bits per byte of the training text, a moving average over {SMOOTH} points. Thin lines: further seeds."
     return Panel("training", "Training", tuple(views), note)
-
-
-def _training_sentence(results: Results) -> str:
-    rates = {n: v.value for n in results.names if (v := results.value(n, "train_rate")) is not None}
-    if len(rates) < 2:
-        return ""
-    fast, slow = max(rates, key=lambda n: rates[n]), min(rates, key=lambda n: rates[n])
-    show = MEASURES["train_rate"].show
-    return f"{fast} read {show(rates[fast])} tokens a second, {slow} {show(rates[slow])}."
 
 
 def _curves(results: Results, by: str, title: str) -> Figure:
@@ -378,14 +305,15 @@ def _curves(results: Results, by: str, title: str) -> Figure:
     for name in look:
         for seed in sorted({p.seed for p in points if p.candidate == name}):
             found = sorted((getattr(p, by), p.bits) for p in points if (p.candidate, p.seed) == (name, seed))
-            xs, ys = zip(*found, strict=True)
+            xs = [at for at, _ in found]
+            ys = [fmean(bits for _, bits in found[max(0, i - SMOOTH + 1) : i + 1]) for i in range(len(found))]
             data.append({
                 "type": "scatter", "mode": "lines", "name": name, "x": xs, "y": ys,
                 "line": {"color": look[name].colour, "width": 2.2 if seed == first_seed else 0.8},
                 "hovertemplate": f"<b>{short(name, 60)}</b><br>%{{x:,.0f}} {by}: %{{y:.2f}}<extra></extra>",
             })  # fmt: skip
             if seed == first_seed:
-                ends[name] = found[-1]
+                ends[name] = (xs[-1], ys[-1])
     reach = max(p[0] for p in ends.values())
     x = {**plain_axis(title), "range": [0, reach * 1.01], "showgrid": False, "nticks": 6}
     late = [p.bits for p in points if getattr(p, by) > 0.05 * reach] or [p.bits for p in points]

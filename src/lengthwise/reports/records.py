@@ -112,7 +112,7 @@ KINDS: dict[str, type[Any]] = {
 def to_json(record: Record) -> str:
     """A record as one line of JSON. Numbers that aren't finite become null."""
     kind = next(name for name, cls in KINDS.items() if isinstance(record, cls))
-    fields = {name: value for name, value in dataclasses.asdict(record).items() if value is not None and value != ()}
+    fields = {name: value for name, value in dataclasses.asdict(record).items() if name != "blocks" or value}
     return json.dumps({"kind": kind, **_finite(fields)}, ensure_ascii=False)
 
 

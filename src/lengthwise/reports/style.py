@@ -9,7 +9,7 @@ from typing import Any
 
 from lengthwise.reports.numbers import show_length
 
-PALETTE = ("#3b6fd4", "#e07b16", "#1a936f", "#c2417f", "#7d5bc4", "#8a6d3b", "#2aa7c9", "#b53a2e", "#6b7a1f", "#5d6673")
+PALETTE = ("#3b6fd4", "#e07b16", "#1a936f", "#c2417f", "#7d5bc4", "#c8392b", "#2aa7c9", "#8a6d3b", "#6b7a1f", "#5d6673")
 """Colours told apart by eyes of every kind, in the order of the candidates. They begin again after the last."""
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle-down", "star", "pentagon", "hexagon")

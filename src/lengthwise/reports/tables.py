@@ -25,10 +25,11 @@ def show_cell(results: Results, col: Column, candidate: str, errors: bool = True
 
 def show_estimate(value: Value) -> tuple[str, str]:
     """A measured mean and its standard error (empty where there is none), to the digit that the error allows."""
-    places = 2 if value.error == 0 or value.error >= 0.005 else 3
+    error = 0.0 if value.error < 0.0005 else value.error
+    places = 3 if 0 < error < 0.005 else 2
     number = f"{value.value + 0.0:.{places}f}"
     number = number.removeprefix("-") if float(number) == 0 else number
-    return number, f"{value.error:.{places}f}" if value.error else ""
+    return number, f"{error:.{places}f}" if error else ""
 
 
 def summary_table(results: Results) -> Table:

@@ -111,7 +111,7 @@ def errors_of(case: Case, seed: int) -> tuple[float, float, float]:
     q, k, v = (x.detach().double().requires_grad_() for x in (q, k, v))
     o, lse = closed_form(q, k, v, seen)
     expected = (o, lse, *torch.autograd.grad((o * weights).sum(), (q, k, v)))
-    difference = [float((a.double() - b).abs().max()) for a, b in zip(got, expected, strict=True)]
+    difference = [float((a.double() - b).abs().max().detach()) for a, b in zip(got, expected, strict=True)]
     finite = sum(float(x.isfinite().double().mean()) for x in got) / len(got)
     return max(difference[:2]), max(difference[2:]), finite
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,7 +10,7 @@ from lengthwise.caches import FullCache
 from lengthwise.measure import interleaved
 from lengthwise.models import LanguageModel
 from lengthwise.ops.attention import attention
-from lengthwise.systems.experiments import nll, train_bytes, variants
+from lengthwise.systems.experiments import OnStep, nll, train_bytes, variants
 from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
 
 SYSTEM = System(
@@ -48,7 +47,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     unequal = max(abs(size / sizes["multi-head"] - 1) for size in sizes.values())
     yield at_most("largest difference in parameters", unequal, 0.005)
     seeds = run.seeds[:2]
-    jobs = {name: functools.partial(loss, layers) for name, layers in ARMS.items()}
+    jobs = {name: training(layers) for name, layers in ARMS.items()}
     losses = variants(run, jobs, seeds, STEPS)
     name = f"validation loss, mean of {len(seeds)} seeds"
     ratio, against = losses["multi-query"] / losses["multi-head"], losses["multi-query"] / losses["one head"]
@@ -78,9 +77,13 @@ def parameters(layers: str) -> int:
     return sum(p.numel() for p in LanguageModel(vocab_size=256, dim=96, layers=layers).parameters())
 
 
-def loss(layers: str, seed: int, on_step: Callable[[int, float], None]) -> float:
-    """Nats per byte of held-out text after training."""
-    model = train_bytes(
-        layers, "rope", seed=seed, dim=96, length=LENGTH, batch=16, steps=STEPS, warmup=40, on_step=on_step
-    )
-    return nll(model, LENGTH, last=LENGTH, windows=256)
+def training(layers: str) -> Callable[[int, OnStep], float]:
+    """A job that trains a byte model of width 96 and gives nats per byte of held-out text."""
+
+    def loss(seed: int, on_step: OnStep) -> float:
+        model = train_bytes(
+            layers, "rope", seed=seed, dim=96, length=LENGTH, batch=16, steps=STEPS, warmup=40, on_step=on_step
+        )
+        return nll(model, LENGTH, last=LENGTH, windows=256)
+
+    return loss

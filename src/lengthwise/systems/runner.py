@@ -90,18 +90,19 @@ def show(key: str) -> int:
 
 
 def summary(part: Any) -> str:
-    """The first sentence of a part's docstring, on one line."""
-    first = (inspect.getdoc(part) or "").split("\n\n")[0]
+    """What a part is, on one line: how its docstring begins, or for a function that of its module, which defines it."""
+    described = inspect.getmodule(part) if inspect.isfunction(part) else part
+    first = (inspect.getdoc(described) or "").split("\n\n")[0]
     return " ".join(first.split())
 
 
 def usage(system: System) -> str:
     """How to write the system, in Python and on the command line."""
     if not system.expression:
-        names = (name.rpartition(".") for name in system.parts)
-        return "\n".join(f"from lengthwise.{room}.{name} import {name}" for room, _, name in names if room == "ops")
+        functions = [find_part(name) for name in system.parts]
+        return "\n".join(f"from {f.__module__} import {f.__name__}" for f in functions if inspect.isfunction(f))
     return (
-        f'model = lw.LanguageModel(vocab_size=256, dim=256, layers="{system.expression}")\n'
+        f'model = lw.LanguageModel(vocab_size=256, dim=192, layers="{system.expression}")\n'
         f'lengthwise compare --layers "{system.expression}"'
     )
 

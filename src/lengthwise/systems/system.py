@@ -35,6 +35,10 @@ def reported(name: str, measured: float, claimed: str = "", note: str = "") -> F
     return Figure(name, float(measured), "", claimed, None, note)
 
 
+def silent(text: str, fraction: float) -> None:
+    """Progress that nobody watches."""
+
+
 @dataclass(frozen=True)
 class Run:
     """How an experiment is run: its seeds, and where it tells how far it is.
@@ -43,7 +47,7 @@ class Run:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    progress: Callable[[str, float], None] = lambda text, fraction: None
+    progress: Callable[[str, float], None] = silent
 
     def __post_init__(self) -> None:
         if not self.seeds:

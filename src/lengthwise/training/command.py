@@ -111,7 +111,7 @@ def train_in(world: World, options: TrainOptions) -> int:
         trainer.go_on(checkpoint)
         console.print(f"going on from step {trainer.progress.step}", markup=False)
     elif world.first:
-        with full_disk_explained(options.out, trainer.kept):
+        with full_disk_explained(options.out, trainer.after_full_disk):
             write_settings(options)
     if not trainer.fit():
         again = f"lengthwise train --out {options.out} --resume"

@@ -8,6 +8,7 @@ Sharded checkpoints are PyTorch's distributed checkpoints in safetensors files.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ def shard(model: nn.Module, layers: nn.ModuleList, world: World) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # no part of a model changes another's output in place, which is what this is about
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(world.device.type, (world.size,))
     owners: dict[int, int] = {}
     for layer in layers:

@@ -78,4 +78,4 @@ def full_disk_explained(folder: Path, kept: Callable[[], str]) -> Iterator[None]
     except (OSError, SafetensorError) as error:
         if not is_full_disk(error):
             raise
-        raise InputError(f"the disk of {folder} is full; {kept()}; free some space and go on from there") from error
+        raise InputError(f"the disk of {folder} is full; {kept()}") from error

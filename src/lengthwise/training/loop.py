@@ -92,17 +92,21 @@ class Trainer:
         journal = Journal(self.run, self.began) if self.world.first else None
         bar = Bar(title, self.options.steps, self.began, quiet=not self.world.first)
         try:
-            with stop_requests() as request, full_disk_explained(self.run, self.kept), bar:
+            with stop_requests() as request, full_disk_explained(self.run, self.after_full_disk), bar:
                 return self._steps(request, journal, bar)
         finally:
             if journal is not None:
-                with full_disk_explained(self.run, self.kept):
+                with full_disk_explained(self.run, self.after_full_disk):
                     journal.close()
 
     def kept(self) -> str:
         """What is safe on the disk, in words."""
         last = linked(self.run, LAST)
         return f"the last good checkpoint is {self.run / LAST} ({last.name})" if last else "there is no checkpoint yet"
+
+    def after_full_disk(self) -> str:
+        """What is safe, and what to do."""
+        return f"{self.kept()}; free some space and go on with --resume"
 
     def _steps(self, request: StopRequest, journal: Journal | None, bar: Bar) -> bool:
         options, progress = self.options, self.progress

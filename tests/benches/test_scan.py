@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from lengthwise.benches import mamba, scan
+from lengthwise.ops.scan import log_scan
+from lengthwise.ops.selective_scan import selective_scan
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch):
+    monkeypatch.setattr(scan, "matmul_rate", lambda: 1e13)
+    monkeypatch.setattr(scan, "read_bandwidth", lambda: 1e12)
+
+
+@pytest.mark.parametrize(
+    ("bench", "sizes", "peers"),
+    [
+        (scan.selective_scan, {"length": 8, "channels": 4, "state": 2}, [{"a loop over tokens", "mambapy"}] * 2),
+        (scan.scan, {"length": 8, "channels": 4}, [{"a loop over tokens"}] * 2 + [{"cumsum and logcumsumexp"}] * 2),
+        (scan.short_convolution, {"length": 8, "channels": 4}, [{"shifted products", "conv1d"}] * 2),
+    ],
+)
+def test_rows_name_their_peers_and_limits(bench, sizes, peers):
+    rows = list(bench(**sizes))
+    assert [set(row.ratios) | {"mambapy"} for row in rows] == [names | {"mambapy"} for names in peers]
+    assert all(row.seconds > 0 and 0 < row.limit < 1 for row in rows)
+
+
+def test_peers_compute_the_same():
+    given = scan.selective_inputs(16, 6, 3)
+    pytest.importorskip("mambapy")
+    torch.testing.assert_close(scan.mambapy_scan(*given), selective_scan(*given)[0])
+    log_a, log_b = -torch.rand(1, 16, 6), torch.randn(1, 16, 6)
+    torch.testing.assert_close(scan.cumulative_log_scan(log_a, log_b), log_scan(log_a, log_b)[0])
+
+
+def test_a_transformer_of_equal_parameters():
+    from lengthwise.models.language_model import LanguageModel
+
+    model = LanguageModel(256, mamba.DIM, "4*mamba", position="none")
+    width = mamba.hidden(model, 2)
+    other = LanguageModel(256, mamba.DIM, f"2*(attention + mlp(hidden={width}))")
+    assert mamba.parameters(other) == pytest.approx(mamba.parameters(model), rel=1e-3)
+
+
+def test_rows_of_a_short_training_step(monkeypatch):
+    monkeypatch.setattr(mamba, "DIM", 64)
+    row = mamba.against_a_transformer(4, layers=2)
+    assert row.seconds > 0
+    assert "parameters" in row.note
+
+
+@pytest.mark.slow
+def test_a_step_of_transformers_model_takes_longer():
+    pytest.importorskip("transformers")
+    row = mamba.against_transformers(64, layers=1, dim=64)
+    assert row.ratios["transformers"] > 2  # at length 512 it is more than ten times that
