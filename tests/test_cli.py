@@ -37,7 +37,7 @@ def test_each_verb_shows_examples_that_call_it(verb):
     [
         (("compare", "no-such-file.txt"), "no-such-file.txt"),
         (("compare", "empty.txt"), "empty.txt"),
-        (("compare", "tiny.txt"), "tiny.txt"),
+        (("compare", "tiny.txt"), "one context of length 512 needs 513"),
         (("compare", "hollow"), "hollow"),
         (("compare", "--layers", "4*(atention + swiglu)", "--layers", "mamba"), "did you mean attention"),
         (("compare", "--systems", "mambo"), "did you mean mamba"),

@@ -13,13 +13,15 @@ from typing import Annotated, Any
 import tyro
 
 from lengthwise.errors import InputError
-from lengthwise.options_compare import CompareOptions
-from lengthwise.options_training import EvaluateOptions, GenerateOptions, TrainOptions, read_config
+from lengthwise.options.comparison import CompareOptions
+from lengthwise.options.training import EvaluateOptions, GenerateOptions, TrainOptions, read_config
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
-def check(target: Annotated[str, tyro.conf.Positional], /, dim: int = 32, seed: int = 0) -> int:
+def check(
+    target: Annotated[str, tyro.conf.Positional], /, dim: int = 32, seed: int = 0, laws: tuple[str, ...] = ()
+) -> int:
     """Hold a mixer to the laws: an expression, a class of your own, or a model of transformers.
 
     Exits with 1 where a law is broken, and prints the smallest case that shows it.
@@ -32,14 +34,15 @@ def check(target: Annotated[str, tyro.conf.Positional], /, dim: int = 32, seed: 
       lengthwise check path/to/a/transformers/model
 
     Args:
-        target: EXPRESSION, MODULE:CLASS, transformers:CLASS, or a folder with a model of transformers.
+        target: EXPRESSION, MODULE:CLASS, transformers:CLASS, or a folder with a model, ours or one of transformers.
         dim: Width of the part that is built.
         seed: Of the weights and inputs.
+        laws: Only these laws.
     """
     from lengthwise.laws.command import run_check
-    from lengthwise.models.build import build
+    from lengthwise.models import build, load
 
-    return run_check(target, build=build, dim=dim, seed=seed)
+    return run_check(target, build=build, load=load, dim=dim, laws=laws or None, seed=seed)
 
 
 def systems(working: bool = False, find: str = "") -> int | None:

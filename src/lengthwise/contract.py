@@ -47,9 +47,9 @@ class State:
         """The state cut off from the graph, for truncated back-propagation."""
         return self.map(Tensor.detach)
 
-    def to(self: S, *args: Any, **kwargs: Any) -> S:
-        """The state on another device or in another dtype, as `Tensor.to`."""
-        return self.map(lambda t: t.to(*args, **kwargs))
+    def to(self: S, device: Any = None, dtype: torch.dtype | None = None) -> S:
+        """The state on another device, and its real numbers in another dtype."""
+        return self.map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
 
     def select(self: S, index: Int[Tensor, " rows"]) -> S:
         """The state of the given rows of the batch, in that order, as beam search needs it."""
@@ -181,6 +181,7 @@ class SequenceModule(nn.Module):
     growth: how the state grows with the tokens seen: "constant", "window" (bounded by one) or "linear".
     receptive_field: the number of latest inputs that an output can depend on; None where there is no limit.
     ratio: output tokens per input token; 1 except for what shortens the sequence.
+    chunk: the tokens that the fast form takes at once, where it works in chunks; the laws test lengths around it.
     compiles: works under `torch.compile` without leaving the graph.
     breaks: laws that the module breaks on purpose, with the reason and the bound that holds instead.
     inherits: arguments that a model passes down ("causal", "depth", "position") unless the expression sets them.
@@ -190,6 +191,7 @@ class SequenceModule(nn.Module):
     growth: Growth = "constant"
     receptive_field: int | None = None
     ratio: float = 1.0
+    chunk: int | None = None
     compiles: ClassVar[bool] = True
     breaks: ClassVar[dict[str, str]] = {}
     inherits: ClassVar[tuple[str, ...]] = ()

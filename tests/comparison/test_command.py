@@ -9,7 +9,7 @@ from lengthwise.comparison import command, engine
 from lengthwise.comparison.command import compare
 from lengthwise.comparison.plan import as_json, command_line
 from lengthwise.errors import InputError
-from lengthwise.options_compare import CompareOptions
+from lengthwise.options.comparison import CompareOptions
 from lengthwise.reports.records import load
 
 TINY = CompareOptions(

@@ -13,7 +13,6 @@ from lengthwise.channels import CHANNELS
 from lengthwise.mixers import MIXERS
 from lengthwise.models.build import build
 from lengthwise.models.language_model import LanguageModel
-from lengthwise.ops import delta_rule, linear_attention
 
 DIM = 8
 
@@ -59,15 +58,6 @@ def test_parts_keep_the_laws(expression):
 @pytest.mark.parametrize("name", MODELS)
 def test_models_keep_the_laws(name):
     laws.check(lambda dim: LanguageModel(vocab_size=13, dim=dim, **MODELS[name]), dim=DIM, laws=EVERYDAY)
-
-
-@pytest.mark.parametrize(
-    ("expression", "chunk"), [("linear_attention(heads=2)", linear_attention.CHUNK), ("deltanet", delta_rule.CHUNK)]
-)
-def test_chunked_parts_keep_the_laws_around_their_chunks(expression, chunk):
-    module = build(expression, dim=DIM)
-    module.chunk = chunk
-    laws.check(module, dim=DIM, laws=["resumable", "packed", "fast", "lengths"])
 
 
 COMPILE = """

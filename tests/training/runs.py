@@ -13,7 +13,7 @@ import tyro
 from lengthwise.errors import InputError
 from lengthwise.generation.command import generate
 from lengthwise.models import LanguageModel
-from lengthwise.options_training import EvaluateOptions, GenerateOptions, TrainOptions
+from lengthwise.options.training import EvaluateOptions, GenerateOptions, TrainOptions
 from lengthwise.tasks.corpus import Corpus, Document
 from lengthwise.training import command
 from lengthwise.training.distributed import World

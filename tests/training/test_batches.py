@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lengthwise.errors import InputError
-from lengthwise.options_training import to_mapping
+from lengthwise.options.training import to_mapping
 from lengthwise.training.batches import Rows, check_division, rows_of_steps
 from tests.training.runs import corpus, options
 from tests.training.test_fit import Bigram

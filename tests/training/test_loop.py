@@ -11,7 +11,7 @@ import torch
 from lengthwise.errors import InputError
 from lengthwise.models import LanguageModel, load
 from lengthwise.models.saving import read_tensors
-from lengthwise.options_training import to_mapping
+from lengthwise.options.training import to_mapping
 from lengthwise.training import checkpoint, loop, snapshot
 from lengthwise.training.batches import rows_of_steps
 from lengthwise.training.checkpoint import BEST, LAST, linked

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
-from lengthwise.options_training import TrainOptions, from_mapping, read_config, to_mapping
+from lengthwise.options.training import TrainOptions, from_mapping, read_config, to_mapping
 
 VALUES = st.fixed_dictionaries(
     {},

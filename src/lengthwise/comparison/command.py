@@ -13,7 +13,7 @@ from lengthwise.comparison.plan import Plan, from_json, make_plan
 from lengthwise.comparison.progress import Timeline
 from lengthwise.comparison.recommendation import recommend
 from lengthwise.errors import InputError
-from lengthwise.options_compare import CompareOptions
+from lengthwise.options.comparison import CompareOptions
 from lengthwise.reports.numbers import show_count, show_seconds
 from lengthwise.reports.page import write_report
 from lengthwise.reports.records import Record, RecordFile, Results, load, to_json

@@ -15,7 +15,7 @@ from lengthwise.comparison.width import parameters, solve_all
 from lengthwise.errors import InputError
 from lengthwise.machine import machine, versions
 from lengthwise.models.build import build_position
-from lengthwise.options_compare import CompareOptions
+from lengthwise.options.comparison import CompareOptions
 from lengthwise.reports.numbers import parse_count, parse_duration, parse_size, show_seconds
 from lengthwise.reports.records import Candidate, Results, Settings
 from lengthwise.tasks.corpus import Corpus, read, standard_library

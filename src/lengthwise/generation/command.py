@@ -10,7 +10,7 @@ from lengthwise.generation.sample import Sampling
 from lengthwise.generation.session import Session
 from lengthwise.generation.text import text_of
 from lengthwise.models import LanguageModel, load
-from lengthwise.options_training import GenerateOptions
+from lengthwise.options.training import GenerateOptions
 from lengthwise.tasks.reading import load_tokenizer
 from lengthwise.training.checkpoint import find_checkpoint, tokenizer_of
 from lengthwise.training.device import pick_device

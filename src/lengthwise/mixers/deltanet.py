@@ -13,7 +13,7 @@ from lengthwise.contract import Layout, SequenceModule, State
 from lengthwise.errors import InputError
 from lengthwise.mixers.heads import check_heads
 from lengthwise.ops.chunks import state_dtype
-from lengthwise.ops.delta_rule import delta_rule
+from lengthwise.ops.delta_rule import CHUNK, delta_rule
 from lengthwise.ops.short_convolution import short_convolution
 
 Heads = Float[Tensor, "batch length heads head_dim"]
@@ -46,6 +46,8 @@ class DeltaNet(SequenceModule):
     State: dim²/heads + 3 dim (convolution − 1) numbers in float32, whatever the length.
     Yang et al. 2024, arXiv 2406.06484. Raises InputError for heads that don't divide, no taps, rates outside (0, 2].
     """
+
+    chunk = CHUNK
 
     def __init__(
         self,

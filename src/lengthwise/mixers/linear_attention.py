@@ -15,7 +15,7 @@ from lengthwise.contract import Layout, SequenceModule, State
 from lengthwise.errors import InputError, unknown
 from lengthwise.mixers.heads import check_heads
 from lengthwise.ops.chunks import state_dtype
-from lengthwise.ops.linear_attention import linear_attention
+from lengthwise.ops.linear_attention import CHUNK, linear_attention
 from lengthwise.positions.position import Position
 
 Features = Float[Tensor, "batch length heads head_dim"]
@@ -56,6 +56,7 @@ class LinearAttention(SequenceModule):
     """
 
     inherits: ClassVar[tuple[str, ...]] = ("causal",)
+    chunk = CHUNK
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from rich.table import Table
 from lengthwise.errors import InputError
 from lengthwise.models import LanguageModel, load
 from lengthwise.models.saving import read_json
-from lengthwise.options_training import EvaluateOptions, TrainOptions, read_config, to_mapping
+from lengthwise.options.training import EvaluateOptions, TrainOptions, read_config, to_mapping
 from lengthwise.tasks.corpus import read
 from lengthwise.training.checkpoint import LAST, find_checkpoint, linked, tokenizer_of
 from lengthwise.training.device import autocast, pick_device

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from lengthwise.errors import InputError
-from lengthwise.options_training import Precision
+from lengthwise.options.training import Precision
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lengthwise.contract import StateTree, map_state
 from lengthwise.errors import InputError
-from lengthwise.options_training import TrainOptions, to_mapping
+from lengthwise.options.training import TrainOptions, to_mapping
 from lengthwise.training.batches import Data, Rows, check_division, rows_of_steps
 from lengthwise.training.checkpoint import (
     BEST,
