@@ -23,7 +23,7 @@ class Contender:
 DEFAULT = (
     Contender("Softmax attention", "3*(attention + swiglu)"),
     Contender("Sliding window", "3*(attention(window=128) + swiglu)"),
-    Contender("Linear attention", "3*(linear_attention + swiglu)"),
+    Contender("Linear attention", "3*(linear_attention(position=rope) + swiglu)"),
     Contender("DeltaNet", "3*(deltanet + swiglu)"),
     Contender("Mamba", "6*mamba"),
     Contender("Hybrid", "2*(mamba + attention(window=128) + swiglu)"),

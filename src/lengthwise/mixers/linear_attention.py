@@ -119,8 +119,8 @@ class LinearAttention(SequenceModule):
         if self.causal:
             return linear_attention(q, k, v, None, memory, starts)
         if starts is None:
-            memory = torch.einsum("blhd,blhm->bhdm", k, v)
-            return torch.einsum("blhd,bhdm->blhm", q, memory), memory
+            memory = k.permute(0, 2, 3, 1) @ v.transpose(1, 2)
+            return (q.transpose(1, 2) @ memory).transpose(1, 2), memory
         ends = torch.cat([starts[:, 1:], torch.ones_like(starts[:, :1])], 1)[:, : starts.shape[1]]
         ahead, memory = linear_attention(q, k, v, None, None, starts)
         back, _ = linear_attention(q.flip(1), k.flip(1), v.flip(1), None, None, ends.flip(1))

@@ -20,7 +20,8 @@ class TokenStack(SequenceModule):
     """Embedding, residual branches and final norm of a model over tokens.
 
     h_0 = E[token] (+ e(position), for a position that is added to the embeddings), then the branches, then the norm.
-    Every other position is passed down to the attention layers, which share it. E starts from N(0, 0.02²).
+    Every other position is passed down to the attention layers, which share it. E starts from N(0, 1): a smaller start
+    drowns a token's own embedding in what mixers with PyTorch's initial weights add to it.
     """
 
     def __init__(
@@ -43,7 +44,6 @@ class TokenStack(SequenceModule):
             layers, dim, Settings(causal, None if encoding.has("embed") else encoding, norm, parts)
         )
         self.embedding = nn.Embedding(vocab_size, dim)
-        nn.init.normal_(self.embedding.weight, std=0.02)
         self.norm = build_norm(norm, dim)
         self.causal, self.growth, self.receptive_field = causal, self.stack.growth, self.stack.receptive_field
         self.compiles, self.breaks = self.stack.compiles, self.stack.breaks  # type: ignore[misc]

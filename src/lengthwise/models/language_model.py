@@ -28,7 +28,8 @@ class LanguageModel(TokenStack):
     vocab_size: number of different tokens; 256 for bytes.
     dim: width. layers: an expression, as "12*(attention + swiglu)"; each name is one pre-norm residual branch.
     position: how order enters; an encoding of the embeddings (learned, sinusoidal) or one for the attention layers
-    (rope, alibi, t5, none). norm: "rmsnorm" or "layernorm". tie: the output matrix is the embedding.
+    (rope, alibi, t5, none). norm: "rmsnorm" or "layernorm". tie: the output matrix, which starts from N(0, 0.02²), is
+    the embedding too.
 
     `model(tokens, state=None, layout=None)` gives logits [batch, length, vocab_size] and the state to go on from.
     """
@@ -49,10 +50,9 @@ class LanguageModel(TokenStack):
             raise InputError(f"a language model must be causal, and these layers are not: {layers}")
         self.config = config
         self.head = nn.Linear(dim, vocab_size, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
         if tie:
-            self.head.weight = self.embedding.weight
-        else:
-            nn.init.normal_(self.head.weight, std=0.02)
+            self.embedding.weight = self.head.weight
 
     def forward(  # type: ignore[override]
         self,
