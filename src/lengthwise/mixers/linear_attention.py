@@ -77,6 +77,8 @@ class LinearAttention(SequenceModule):
         if position is not None and (position.has("bias") or position.has("pattern")):
             raise InputError(f"linear attention has no logits to add {type(position).__name__} to; use rope or none")
         self.feature_map, self.causal, self.eps = feature_map, causal, eps
+        # The compiler of PyTorch 2.13 mistakes the strides of elu's gradient where keys are transposed for a product.
+        self.compiles = causal  # type: ignore[misc]
         self.position = position if position is not None and position.has("rotate") else None
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
 
@@ -88,8 +90,8 @@ class LinearAttention(SequenceModule):
     ) -> tuple[Float[Tensor, "batch length dim"], LinearAttentionState | None]:
         """Every token's output, and the sums up to the last one, or None where attention isn't causal."""
         dtype, features = state_dtype(x), FEATURE_MAPS[self.feature_map]
-        q, k, v = (linear(x).unflatten(-1, (self.heads, -1)) for linear in (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = features(q.to(dtype)), features(k.to(dtype)), v.to(dtype)
+        q, k, v = (linear(x).to(dtype) for linear in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (features(q), features(k), v))
         starts = None if layout is None else layout.starts
         memory = None if state is None or not self.causal else state.memory
         turned_q, turned_k, after = q, k, None
