@@ -18,10 +18,10 @@ compare: .venv/base
 	$(BIN)/lengthwise compare
 
 test: .venv/full
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-slow: .venv/full
-	$(BIN)/pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 lint: .venv/full
 	$(BIN)/ruff check .
