@@ -38,6 +38,7 @@ ROOMS = {
     "comparison": "Candidates under one budget",
     "reports": "Tables, plots and the HTML report",
     "benches": "Benchmarks of the ops",
+    "commands": "What the verbs of the command line do",
 }
 """The rooms that have a page of reference, and what is in each."""
 

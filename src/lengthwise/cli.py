@@ -39,7 +39,7 @@ def check(
         seed: Of the weights and inputs.
         laws: Only these laws.
     """
-    from lengthwise.laws.command import run_check
+    from lengthwise.commands.check import run_check
     from lengthwise.models import build, load
 
     return run_check(target, build=build, load=load, dim=dim, laws=laws or None, seed=seed)
@@ -117,7 +117,7 @@ def bench(ops: Names = (), /, json: bool = False) -> int | None:
         ops: Names of benchmarks; all without any.
         json: Print the rows as JSON.
     """
-    from lengthwise.benches.command import bench
+    from lengthwise.commands.bench import bench
 
     return bench(ops, json=json)
 
@@ -135,13 +135,13 @@ def with_options(place: str, kind: type, default: Any = None) -> Callable[..., i
     return run
 
 
-TRAIN = "lengthwise.training.command:train"
+TRAIN = "lengthwise.commands.train:train"
 
 VERBS: dict[str, Callable[..., int | None]] = {
-    "compare": with_options("lengthwise.comparison.command:compare", CompareOptions),
+    "compare": with_options("lengthwise.commands.compare:compare", CompareOptions),
     "train": with_options(TRAIN, TrainOptions),
-    "generate": with_options("lengthwise.generation.command:generate", GenerateOptions),
-    "evaluate": with_options("lengthwise.training.command:evaluate", EvaluateOptions),
+    "generate": with_options("lengthwise.commands.generate:generate", GenerateOptions),
+    "evaluate": with_options("lengthwise.commands.train:evaluate", EvaluateOptions),
     "check": check,
     "systems": systems,
     "show": show,

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from torch import nn
 
+from lengthwise.commands.check import find, run_check
 from lengthwise.errors import InputError, unknown
-from lengthwise.laws.command import find, run_check
 from tests.laws import mixers
 
 

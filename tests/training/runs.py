@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import tyro
 
+from lengthwise.commands.generate import generate
 from lengthwise.errors import InputError
-from lengthwise.generation.command import generate
 from lengthwise.models import LanguageModel
 from lengthwise.options.training import EvaluateOptions, GenerateOptions, TrainOptions
 from lengthwise.tasks.corpus import Corpus, Document
