@@ -11,11 +11,11 @@ import torch
 import tyro
 
 from lengthwise.commands.generate import generate
+from lengthwise.commands.train import evaluate, train
 from lengthwise.errors import InputError
 from lengthwise.models import LanguageModel
 from lengthwise.options.training import EvaluateOptions, GenerateOptions, TrainOptions
 from lengthwise.tasks.corpus import Corpus, Document
-from lengthwise.training import command
 from lengthwise.training.distributed import World
 from lengthwise.training.loop import Trainer
 
@@ -74,8 +74,8 @@ def python(program, *arguments, **environment):
 def verb(name, *arguments):
     """A verb of the command line in this process: what it returns, 2 with a message for bad input."""
     kind, run = {
-        "train": (TrainOptions, command.train),
-        "evaluate": (EvaluateOptions, command.evaluate),
+        "train": (TrainOptions, train),
+        "evaluate": (EvaluateOptions, evaluate),
         "generate": (GenerateOptions, generate),
     }[name]
     # the command line's own parser isn't used here, for the annotations that it reads are wrapped in the tests

@@ -37,14 +37,38 @@ def _clear(block):
 
 
 @kernel
-def _advance(step, drive, out, rates, h, b, c):
-    """One token: h_n = exp(step rates_n) h_n + drive b_n, and out += sum_n c_n h_n."""
+def _advance_one(step, drive, out, rates, h, b, c):
     fused()
-    for n in range(h.shape[0]):
-        for i in range(WIDTH):
-            value = exp2(step[i] * rates[n, i]) * h[n, i] + drive[i] * b[n]
-            h[n, i] = value
-            out[i] += c[n] * value
+    for i in range(WIDTH):
+        value = exp2(step[i] * rates[i]) * h[i] + drive[i] * b
+        h[i] = value
+        out[i] += c * value
+
+
+@kernel
+def _advance_two(step, drive, out, rates_0, rates_1, h_0, h_1, b_0, b_1, c_0, c_1):
+    fused()
+    for i in range(WIDTH):
+        value_0 = exp2(step[i] * rates_0[i]) * h_0[i] + drive[i] * b_0
+        value_1 = exp2(step[i] * rates_1[i]) * h_1[i] + drive[i] * b_1
+        h_0[i] = value_0
+        h_1[i] = value_1
+        out[i] += c_0 * value_0 + c_1 * value_1
+
+
+@kernel
+def _advance(step, drive, out, rates, h, b, c):
+    """One token: h_n = exp(step rates_n) h_n + drive b_n, and out += sum_n c_n h_n.
+
+    Two numbers of the state at a time, so that the sums aren't fetched and stored for each.
+    """
+    states = h.shape[0]
+    for n in range(0, states - 1, 2):
+        m = n + 1
+        _advance_two(step, drive, out, rates[n], rates[m], h[n], h[m], b[n], b[m], c[n], c[m])
+    if states % 2 == 1:
+        n = states - 1
+        _advance_one(step, drive, out, rates[n], h[n], b[n], c[n])
 
 
 @kernel(entry=True)

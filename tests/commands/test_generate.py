@@ -58,7 +58,7 @@ def test_a_saved_state_goes_on_without_the_prompt(checkpoint, tmp_path, monkeypa
 
 
 def test_ctrl_c_saves_the_state_of_what_was_written(checkpoint, tmp_path, monkeypatch):
-    from lengthwise.generation import command
+    from lengthwise.commands import generate as command
 
     told, put = [], command.put
 

@@ -83,9 +83,9 @@ class Fails(nn.Module):
 
 def test_modules_that_can_not_be_made_or_run_are_input_errors():
     with pytest.raises(InputError, match="depth"):
-        run("tests.laws.test_command:NeedsMore")
+        run("tests.commands.test_check:NeedsMore")
     with pytest.raises(InputError, match="IndexError: no such place"):
-        run("tests.laws.test_command:Fails")
+        run("tests.commands.test_check:Fails")
 
 
 def test_folders(tmp_path):

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from lengthwise.benches import BENCHES, command
+from lengthwise.benches import BENCHES
 from lengthwise.benches.row import Row
+from lengthwise.commands import bench as command
 from lengthwise.errors import InputError
 
 

@@ -5,8 +5,9 @@ import shlex
 import pytest
 
 import lengthwise as lw
+from lengthwise.commands import compare as command
 from lengthwise.commands.compare import compare
-from lengthwise.comparison import command, engine
+from lengthwise.comparison import engine
 from lengthwise.comparison.plan import as_json, command_line
 from lengthwise.errors import InputError
 from lengthwise.options.comparison import CompareOptions
