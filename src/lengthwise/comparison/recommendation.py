@@ -69,10 +69,10 @@ def price(results: Results, name: str) -> str:
     best = Column(MEASURES["bits_per_byte"], None, "").ranked(results)[0]
     gap = results.difference(name, best, "bits_per_byte")
     if name == best or gap is None:
-        return "It also has the best quality." if name == best else ""
+        return f"{name} also has the best quality." if name == best else ""
     if abs(gap.value) <= NOISE * gap.error:
-        return f"Its quality can't be told apart from the best, {best}."
-    return f"It gives up {with_error(gap)} bits per byte against {best}."
+        return f"The quality of {name} can't be told apart from the best, {best}."
+    return f"{name} gives up {with_error(gap)} bits per byte against {best}."
 
 
 def for_memory(results: Results) -> Advice | None:

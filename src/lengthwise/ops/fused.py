@@ -1,14 +1,17 @@
 """Calls fused kernels from PyTorch: tensors as arrays, and the work divided among the threads that PyTorch may use.
 
-The kernels release Python's lock, so ordinary threads run them. Unlike a compiler's own pool of threads these may be
-used from several threads at once and after a fork.
+The kernels release Python's lock, so any threads run them: PyTorch's own, or after a fork, which those don't survive,
+a pool. Unlike those of a compiler's pool they may be used from several threads at once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,15 +20,20 @@ from torch import Tensor
 SMALL = 200_000
 """Elementary steps below which waking another thread costs more than it saves."""
 
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
 _pool: ThreadPoolExecutor | None = None
 
 
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
+_forked = False
 
 
-os.register_at_fork(after_in_child=_forget_pool)
+def _forget_threads() -> None:
+    global _pool, _forked
+    _pool, _forked = None, True
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 def parts(units: int, work: int) -> list[tuple[int, int]]:
@@ -35,11 +43,46 @@ def parts(units: int, work: int) -> list[tuple[int, int]]:
 
 
 def run(calls: Sequence[Callable[[], Any]]) -> None:
-    """All `calls` at the same time, the first on this thread. Returns when all have ended."""
+    """All `calls` at the same time. Returns when all have ended.
+
+    They run on the threads of PyTorch's own OpenMP where its library has the entry for it, since those wait in a loop
+    for a few milliseconds after each operation and would take the processor from any other thread; else on a pool.
+    """
+    if len(calls) == 1:
+        calls[0]()
+    elif _forked or (team := _openmp()) is None:
+        _run_in_pool(calls)
+    else:
+        _run_in_team(team, calls)
+
+
+@cache
+def _openmp() -> Any:
+    """The entry of PyTorch's OpenMP library that runs a function on each thread of a team; None without one."""
+    libraries = sorted(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"))
+    return getattr(ctypes.CDLL(str(libraries[0])), "GOMP_parallel", None) if libraries else None
+
+
+def _run_in_team(team: Any, calls: Sequence[Callable[[], Any]]) -> None:
+    remaining, failures = iter(calls), list[BaseException]()
+
+    def work(_: Any) -> None:
+        try:
+            for call in remaining:
+                call()
+        except BaseException as failure:
+            failures.append(failure)
+
+    team(_WORK(work), None, ctypes.c_uint(len(calls)), ctypes.c_uint(0))
+    if failures:
+        raise failures[0]
+
+
+def _run_in_pool(calls: Sequence[Callable[[], Any]]) -> None:
     global _pool
-    if len(calls) > 1 and _pool is None:
+    if _pool is None:
         _pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="lengthwise")
-    others = [_pool.submit(call) for call in calls[1:]] if _pool is not None else []
+    others = [_pool.submit(call) for call in calls[1:]]
     calls[0]()
     for other in others:
         other.result()
