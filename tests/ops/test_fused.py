@@ -79,4 +79,5 @@ def test_calls_run_after_a_fork(threads):
     if ended[0] == 0:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    assert ended[0] == child and os.waitstatus_to_exitcode(ended[1]) == 0
+    assert ended[0] == child
+    assert os.waitstatus_to_exitcode(ended[1]) == 0

@@ -23,8 +23,6 @@ SMALL = 200_000
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 _pool: ThreadPoolExecutor | None = None
-
-
 _forked = False
 
 
