@@ -1,13 +1,10 @@
 """The benchmarks of the matrix-state ops, at a size that takes a moment."""
 
-import pytest
-
 from lengthwise.benches import matrix_state
 
 
 def test_rows_name_what_was_measured_against_what(monkeypatch):
     monkeypatch.setattr(matrix_state, "LENGTH", 32)
-    monkeypatch.setattr(matrix_state, "against_length", lambda mixer: iter(()))
     monkeypatch.setattr(matrix_state, "matmul_rate", lambda: 1e12)
     for bench, count in ((matrix_state.linear_attention, 6), (matrix_state.delta_rule, 2)):
         rows = list(bench())
@@ -15,21 +12,8 @@ def test_rows_name_what_was_measured_against_what(monkeypatch):
         assert all(row.seconds > 0 and row.ratios["reference"] > 0 and 0 < row.limit < 1 for row in rows)
 
 
-def test_time_against_length(monkeypatch):
-    monkeypatch.setattr(matrix_state, "LENGTHS", (8, 16, 32))
-    monkeypatch.setattr(matrix_state, "TOKENS", 2)
-    whole, token = matrix_state.against_length("deltanet", dim=64)
-    assert "time grows as L^" in whole.note
-    assert token.ratios["after 8"] > 0
-
-
 def test_arithmetic_counts_two_products_backward_for_each_forward():
     forward, both = matrix_state.delta_rule_arithmetic(64, 64)
     inverse = 64**2 / 3
     assert forward - inverse == 2 * 64 * 64 * 7
     assert both - forward == 2 * 64 * 64 * 13
-
-
-@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
-def test_slope_finds_the_exponent(power):
-    assert matrix_state.slope([1.0, 2.0, 3.0], [power * x + 4 for x in (1.0, 2.0, 3.0)]) == pytest.approx(power)

@@ -10,6 +10,7 @@ BENCHES = {
     "scan": "lengthwise.benches.scan:scan",
     "selective_scan": "lengthwise.benches.scan:selective_scan",
     "short_convolution": "lengthwise.benches.scan:short_convolution",
+    "mixers": "lengthwise.benches.mixers:mixers",
     "mamba": "lengthwise.benches.mamba:mamba",
     "attention": "lengthwise.benches.attention:attention",
     "flash_attention": "lengthwise.benches.attention:flash_attention",

@@ -1,5 +1,4 @@
-"""Benchmarks of Mamba as a model: a training step against a Transformer and against transformers' Mamba, and its mixer
-against length."""
+"""Benchmarks of Mamba as a model: a training step against a Transformer and against transformers' Mamba."""
 
 from __future__ import annotations
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lengthwise.benches.matrix_state import against_length
 from lengthwise.benches.row import Row
 from lengthwise.measure import interleaved, seconds
 from lengthwise.models.language_model import LanguageModel
@@ -19,12 +17,11 @@ DIM, BATCH, VOCABULARY = 256, 2, 256
 
 
 def mamba() -> Iterator[Row]:
-    """The model's training step at two lengths, the step of transformers' model, and the mixer against length."""
+    """The model's training step at two lengths, and the step of transformers' model."""
     for length in (1024, 4096):
         yield against_a_transformer(length)
     if importlib.util.find_spec("transformers") is not None:
         yield against_transformers(512)
-    yield from against_length("mamba", DIM, "state_dim=16")
 
 
 def against_a_transformer(length: int, layers: int = 4) -> Row:

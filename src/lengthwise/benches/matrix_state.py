@@ -1,8 +1,7 @@
-"""Benchmarks of the matrix-state ops: linear attention and the delta rule, and their mixers against length."""
+"""Benchmarks of the matrix-state ops: linear attention and the delta rule."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -11,19 +10,16 @@ from torch import Tensor
 
 from lengthwise.benches.row import Row
 from lengthwise.measure import interleaved, matmul_rate
-from lengthwise.models.build import build
 from lengthwise.ops import delta_rule as delta
 from lengthwise.ops import linear_attention as linear
 
 LENGTH, HEADS, HEAD_DIM = 4096, 4, 64
 SIZES = f"L {LENGTH}, {HEADS} heads of {HEAD_DIM}"
-LENGTHS = (1024, 4096, 16384, 65536)
-TOKENS = 50
 PRODUCTS = "matrix products, float32"
 
 
 def linear_attention() -> Iterator[Row]:
-    """The chunked form without decay and with one per head and per channel, and the mixer against length."""
+    """The chunked form without decay and with one per head and per channel."""
     torch.manual_seed(0)
     q, k, v = heads(), heads(), heads()
     shapes = {"no decay": None, "decay per head": (HEADS,), "decay per channel": (HEADS, HEAD_DIM)}
@@ -35,18 +31,16 @@ def linear_attention() -> Iterator[Row]:
         yield from against_reference(
             f"linear_attention, {name}", linear.linear_attention, (q, k, v, decay), (forward, 3 * forward)
         )
-    yield from against_length("linear_attention")
 
 
 def delta_rule() -> Iterator[Row]:
-    """The chunked delta rule, and the mixer against length."""
+    """The chunked delta rule."""
     torch.manual_seed(0)
     keys = torch.nn.functional.normalize(torch.randn(1, LENGTH, HEADS, HEAD_DIM), dim=-1).requires_grad_()
     beta = torch.rand(1, LENGTH, HEADS).requires_grad_()
     yield from against_reference(
         "delta_rule", delta.delta_rule, (heads(), keys, heads(), beta), delta_rule_arithmetic(delta.CHUNK, HEAD_DIM)
     )
-    yield from against_length("deltanet")
 
 
 def delta_rule_arithmetic(chunk: int, dim: int) -> tuple[float, float]:
@@ -86,39 +80,3 @@ def against_reference(
         fast = times["torch"]
         share = per_token * LENGTH * HEADS / fast / rate
         yield Row(f"{name} {kind}, {SIZES}", fast, {"reference": times["reference"] / fast}, share, PRODUCTS)
-
-
-def against_length(mixer: str, dim: int = 256, arguments: str | None = None) -> Iterator[Row]:
-    """The exponent of the mixer's time over the length, and its time for a token after long and short contexts."""
-    torch.manual_seed(0)
-    arguments = f"heads={dim // HEAD_DIM}" if arguments is None else arguments
-    module = build(f"{mixer}({arguments})", dim=dim)
-    lengths = LENGTHS
-    x = torch.randn(1, max(lengths), dim)
-    with torch.no_grad():
-        whole = interleaved({str(n): partial(module, x[:, :n]) for n in lengths}, repeats=5)
-        exponent = slope([math.log(n) for n in lengths], [math.log(whole[str(n)]) for n in lengths])
-        yield Row(
-            f"{mixer} mixer forward, L {lengths[-1]}, dim {dim}",
-            whole[str(lengths[-1])],
-            note=f"time grows as L^{exponent:.2f} over L {lengths[0]} to {lengths[-1]}",
-        )
-        states = {n: module(x[:, :n])[1] for n in (lengths[0], lengths[-1])}
-
-        def decode(n: int) -> None:
-            state = states[n]
-            for _ in range(TOKENS):
-                _, state = module(x[:, :1], state)
-
-        times = interleaved({str(n): partial(decode, n) for n in states}, repeats=15)
-        short, long = (times[str(n)] / TOKENS for n in states)
-        yield Row(
-            f"{mixer} mixer, one token after {lengths[-1]}, dim {dim}", long, {f"after {lengths[0]}": short / long}
-        )
-
-
-def slope(x: list[float], y: list[float]) -> float:
-    """Of the line nearest to the points in the sum of squares."""
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    numerator = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return numerator / sum((a - mean_x) ** 2 for a in x)

@@ -1,6 +1,7 @@
 """The diagonal scan's kernels, in real numbers and in logarithms. Each input is read once and each output written once.
 
-A unit of work is one row of the batch and one block of channels; the loop over channels is the vector loop.
+A unit of work is one row of the batch and one block of channels; the loop over channels is the vector loop. It goes
+over slices from their first number, since numba tests the indices of a loop from `begin` on for being negative.
 """
 
 # mypy: disable-error-code="call-arg"
@@ -14,16 +15,16 @@ WIDTH = 256
 
 
 @kernel
-def _step(a, b, before, after, begin, end):
+def _step(a, b, before, after):
     fused()
-    for e in range(begin, end):
+    for e in range(a.shape[0]):
         after[e] = a[e] * before[e] + b[e]
 
 
 @kernel
-def _copy(source, target, begin, end):
+def _copy(source, target):
     fused()
-    for e in range(begin, end):
+    for e in range(source.shape[0]):
         target[e] = source[e]
 
 
@@ -37,19 +38,19 @@ def forward(a, b, initial, starts, h, final, first, last):
         row, begin = unit // blocks, (unit % blocks) * WIDTH
         end = min(channels, begin + WIDTH)
         for t in range(length):
+            now = h[row, t, begin:end]
             if starts.size > 0 and starts[row, t]:
-                _copy(b[row, t], h[row, t], begin, end)
-            elif t == 0:
-                _step(a[row, t], b[row, t], initial[row], h[row, t], begin, end)
+                _copy(b[row, t, begin:end], now)
             else:
-                _step(a[row, t], b[row, t], h[row, t - 1], h[row, t], begin, end)
-        _copy(h[row, length - 1] if length > 0 else initial[row], final[row], begin, end)
+                before = initial[row, begin:end] if t == 0 else h[row, t - 1, begin:end]
+                _step(a[row, t, begin:end], b[row, t, begin:end], before, now)
+        _copy(h[row, length - 1, begin:end] if length > 0 else initial[row, begin:end], final[row, begin:end])
 
 
 @kernel
-def _reverse(a, before, d_h, g, d_a, d_b, begin, end):
+def _reverse(a, before, d_h, g, d_a, d_b):
     fused()
-    for e in range(begin, end):
+    for e in range(a.shape[0]):
         gradient = g[e] + d_h[e]
         d_b[e] = gradient
         d_a[e] = gradient * before[e]
@@ -57,9 +58,9 @@ def _reverse(a, before, d_h, g, d_a, d_b, begin, end):
 
 
 @kernel
-def _reverse_start(d_h, g, d_a, d_b, begin, end):
+def _reverse_start(d_h, g, d_a, d_b):
     fused()
-    for e in range(begin, end):
+    for e in range(d_h.shape[0]):
         d_b[e] = g[e] + d_h[e]
         d_a[e] = 0
         g[e] = 0
@@ -74,21 +75,22 @@ def backward(a, h, initial, starts, d_h, g, d_a, d_b, first, last):
     for unit in range(first, last):
         row, begin = unit // blocks, (unit % blocks) * WIDTH
         end = min(channels, begin + WIDTH)
+        carried = g[row, begin:end]
         for t in range(length - 1, -1, -1):
+            given, to_a, to_b = d_h[row, t, begin:end], d_a[row, t, begin:end], d_b[row, t, begin:end]
             if starts.size > 0 and starts[row, t]:
-                _reverse_start(d_h[row, t], g[row], d_a[row, t], d_b[row, t], begin, end)
-            elif t == 0:
-                _reverse(a[row, t], initial[row], d_h[row, t], g[row], d_a[row, t], d_b[row, t], begin, end)
+                _reverse_start(given, carried, to_a, to_b)
             else:
-                _reverse(a[row, t], h[row, t - 1], d_h[row, t], g[row], d_a[row, t], d_b[row, t], begin, end)
+                before = initial[row, begin:end] if t == 0 else h[row, t - 1, begin:end]
+                _reverse(a[row, t, begin:end], before, given, carried, to_a, to_b)
 
 
 @kernel
-def _log_step(log_a, log_b, before, after, begin, end):
+def _log_step(log_a, log_b, before, after):
     """after = log(exp(log_a + before) + exp(log_b)), from the larger of the two so that nothing overflows."""
     fused()
     zero = log_a.dtype.type(0)
-    for e in range(begin, end):
+    for e in range(log_a.shape[0]):
         old, new = log_a[e] + before[e], log_b[e]
         high, low = max(old, new), min(old, new)
         # Equal is also both -inf, whose difference is not a number.
@@ -106,21 +108,21 @@ def log_forward(log_a, log_b, initial, starts, h, final, first, last):
         row, begin = unit // blocks, (unit % blocks) * WIDTH
         end = min(channels, begin + WIDTH)
         for t in range(length):
+            now = h[row, t, begin:end]
             if starts.size > 0 and starts[row, t]:
-                _copy(log_b[row, t], h[row, t], begin, end)
-            elif t == 0:
-                _log_step(log_a[row, t], log_b[row, t], initial[row], h[row, t], begin, end)
+                _copy(log_b[row, t, begin:end], now)
             else:
-                _log_step(log_a[row, t], log_b[row, t], h[row, t - 1], h[row, t], begin, end)
-        _copy(h[row, length - 1] if length > 0 else initial[row], final[row], begin, end)
+                before = initial[row, begin:end] if t == 0 else h[row, t - 1, begin:end]
+                _log_step(log_a[row, t, begin:end], log_b[row, t, begin:end], before, now)
+        _copy(h[row, length - 1, begin:end] if length > 0 else initial[row, begin:end], final[row, begin:end])
 
 
 @kernel
-def _log_reverse(log_a, before, after, d_h, g, d_a, d_b, begin, end):
+def _log_reverse(log_a, before, after, d_h, g, d_a, d_b):
     """The share of the past in the new state, exp(log_a + before - after), divides the gradient between the two."""
     fused()
     zero = log_a.dtype.type(0)
-    for e in range(begin, end):
+    for e in range(log_a.shape[0]):
         gradient = g[e] + d_h[e]
         past = gradient * exp(min(log_a[e] + before[e] - after[e], zero))
         d_a[e] = past
@@ -137,11 +139,11 @@ def log_backward(log_a, h, initial, starts, d_h, g, d_a, d_b, first, last):
     for unit in range(first, last):
         row, begin = unit // blocks, (unit % blocks) * WIDTH
         end = min(channels, begin + WIDTH)
+        carried = g[row, begin:end]
         for t in range(length - 1, -1, -1):
+            given, to_a, to_b = d_h[row, t, begin:end], d_a[row, t, begin:end], d_b[row, t, begin:end]
             if starts.size > 0 and starts[row, t]:
-                _reverse_start(d_h[row, t], g[row], d_a[row, t], d_b[row, t], begin, end)
+                _reverse_start(given, carried, to_a, to_b)
             else:
-                before = initial[row] if t == 0 else h[row, t - 1]
-                _log_reverse(
-                    log_a[row, t], before, h[row, t], d_h[row, t], g[row], d_a[row, t], d_b[row, t], begin, end
-                )
+                before = initial[row, begin:end] if t == 0 else h[row, t - 1, begin:end]
+                _log_reverse(log_a[row, t, begin:end], before, h[row, t, begin:end], given, carried, to_a, to_b)

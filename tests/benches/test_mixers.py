@@ -1,0 +1,19 @@
+"""The benchmark of mixers against length, at lengths that take a moment."""
+
+import pytest
+
+from lengthwise.benches import mixers
+
+
+@pytest.mark.parametrize("expression", mixers.LINEAR)
+def test_time_against_length(expression, monkeypatch):
+    monkeypatch.setattr(mixers, "LENGTHS", (8, 16, 32))
+    monkeypatch.setattr(mixers, "TOKENS", 2)
+    whole, token = mixers.against_length(expression, dim=64)
+    assert "time grows as L^" in whole.note
+    assert token.ratios["after 8"] > 0
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_slope_finds_the_exponent(power):
+    assert mixers.slope([1.0, 2.0, 3.0], [power * x + 4 for x in (1.0, 2.0, 3.0)]) == pytest.approx(power)
