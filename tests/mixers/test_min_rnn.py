@@ -4,6 +4,7 @@ from torch import nn
 
 from lengthwise.contract import Layout
 from lengthwise.errors import InputError
+from lengthwise.mixers import min_rnn
 from lengthwise.mixers.min_rnn import MinGRU, MinLSTM, log_positive
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -66,6 +67,19 @@ def test_goes_on_from_any_cut(kind, form, kernel, cut):
     first, state = mixer(x[:, :cut])
     second, state = mixer(x[:, cut:], state)
     torch.testing.assert_close(torch.cat([first, second], 1), whole, **CLOSE)
+    torch.testing.assert_close(state.h, last.h, **CLOSE)
+
+
+@both
+@forms
+@torch.no_grad()
+def test_without_gradients_blocks_give_what_the_whole_gives(kind, form, monkeypatch):
+    mixer = kind(8, form=form, kernel=3).double()
+    x, layout = inputs(), Layout.packed([[11, 19], [30]])
+    whole, last = mixer(x, None, layout)
+    monkeypatch.setattr(min_rnn, "BLOCK", 7)
+    blocks, state = mixer(x, None, layout)
+    torch.testing.assert_close(blocks, whole, **CLOSE)
     torch.testing.assert_close(state.h, last.h, **CLOSE)
 
 

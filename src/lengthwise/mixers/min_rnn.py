@@ -15,6 +15,9 @@ from lengthwise.ops.fused import work_dtype
 from lengthwise.ops.scan import log_scan, scan
 from lengthwise.ops.short_convolution import short_convolution
 
+BLOCK = 2048
+"""Tokens that are run at once where no gradient is wanted, so that what lies between the steps stays in the cache."""
+
 
 @dataclass(frozen=True)
 class MinRNNState(State):
@@ -72,6 +75,8 @@ class MinRNN(SequenceModule):
         layout: Layout | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], MinRNNState]:
         """h for every token, projected to `dim`, and the state after the last one."""
+        if x.shape[1] > BLOCK and not torch.is_grad_enabled():
+            return self.by_blocks(x, state, layout)
         starts = None if layout is None else layout.starts
         before, tail = (None, None) if state is None else (state.h, state.tail)
         u = x
@@ -88,6 +93,16 @@ class MinRNN(SequenceModule):
         else:
             h, last = scan(log_decay.exp(), log_input.exp() * candidate, before, starts)
         return self.out_proj(h.to(x.dtype)), MinRNNState(last, tail)
+
+    def by_blocks(
+        self, x: Float[Tensor, "batch length dim"], state: MinRNNState | None, layout: Layout | None
+    ) -> tuple[Float[Tensor, "batch length dim"], MinRNNState]:
+        """What `forward` gives, block by block, each going on from the state after the one before."""
+        ys = []
+        for begin, block in zip(range(0, x.shape[1], BLOCK), x.split(BLOCK, 1), strict=True):
+            y, state = self(block, state, None if layout is None else layout.slice(begin, begin + BLOCK))
+            ys.append(y)
+        return torch.cat(ys, 1), state  # type: ignore[return-value]
 
     def state_nbytes(self, length: int) -> int:  # noqa: ARG002
         """4 bytes for each channel, and for each input that the convolution looks back to."""
