@@ -65,7 +65,6 @@ def test_each_call_runs_once_and_calls_from_other_threads_do_not_mix(threads):
     assert sorted(done) == [(name, n) for name in "abc" for n in range(5)]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_calls_run_after_a_fork(threads):
     fused.run([lambda: None, lambda: None])
     child = os.fork()

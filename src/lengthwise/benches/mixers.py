@@ -25,7 +25,7 @@ LINEAR = (
     "gru",
     "lstm",
 )
-"""Every mixer whose time is to grow with the length and whose state isn't."""
+"""Every mixer whose time grows with the length and whose state is bounded."""
 
 
 def mixers() -> Iterator[Row]:
@@ -38,17 +38,16 @@ def against_length(expression: str, dim: int = DIM) -> Iterator[Row]:
     """The exponent of a mixer's time over the length, and its time for a token after long and short contexts."""
     torch.manual_seed(0)
     module = build(expression, dim=dim)
-    lengths = LENGTHS
-    x = torch.randn(1, max(lengths), dim)
+    x = torch.randn(1, LENGTHS[-1], dim)
     with torch.no_grad():
-        whole = interleaved({str(n): partial(module, x[:, :n]) for n in lengths}, repeats=5)
-        exponent = slope([math.log(n) for n in lengths], [math.log(whole[str(n)]) for n in lengths])
+        whole = interleaved({str(n): partial(module, x[:, :n]) for n in LENGTHS}, repeats=5)
+        exponent = slope([math.log(n) for n in LENGTHS], [math.log(whole[str(n)]) for n in LENGTHS])
         yield Row(
-            f"{expression} forward, L {lengths[-1]}, dim {dim}",
-            whole[str(lengths[-1])],
-            note=f"time grows as L^{exponent:.2f} over L {lengths[0]} to {lengths[-1]}",
+            f"{expression} forward, L {LENGTHS[-1]}, dim {dim}",
+            whole[str(LENGTHS[-1])],
+            note=f"time grows as L^{exponent:.2f} over L {LENGTHS[0]} to {LENGTHS[-1]}",
         )
-        states = {n: module(x[:, :n])[1] for n in (lengths[0], lengths[-1])}
+        states = {n: module(x[:, :n])[1] for n in (LENGTHS[0], LENGTHS[-1])}
 
         def decode(n: int) -> None:
             state = states[n]
@@ -58,7 +57,7 @@ def against_length(expression: str, dim: int = DIM) -> Iterator[Row]:
         times = interleaved({str(n): partial(decode, n) for n in states}, repeats=15)
         short, long = (times[str(n)] / TOKENS for n in states)
         yield Row(
-            f"{expression}, one token after {lengths[-1]}, dim {dim}", long, {f"after {lengths[0]}": short / long}
+            f"{expression}, one token after {LENGTHS[-1]}, dim {dim}", long, {f"after {LENGTHS[0]}": short / long}
         )
 
 

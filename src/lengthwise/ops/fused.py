@@ -62,6 +62,7 @@ def _openmp() -> Any:
 
 
 def _run_in_team(team: Any, calls: Sequence[Callable[[], Any]]) -> None:
+    """Each thread takes the next call until none is left, so a team smaller than asked for does all of them too."""
     remaining, failures = iter(calls), list[BaseException]()
 
     def work(_: Any) -> None:
