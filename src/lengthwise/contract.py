@@ -184,7 +184,12 @@ class SequenceModule(nn.Module):
     chunk: the tokens that the fast form takes at once, where it works in chunks; the laws test lengths around it.
     compiles: works under `torch.compile` without leaving the graph.
     breaks: laws that the module breaks on purpose, with the reason and the bound that holds instead.
-    inherits: arguments that a model passes down ("causal", "depth", "position") unless the expression sets them.
+    inherits: arguments that a model passes down unless the expression sets them: "causal", "position", "depth" (the
+        residual branches of the model), "layer" (how many parts of the same name come before) and "layers" (how many
+        the model has).
+    residual: whether it stands on a residual branch of a model, or in place of what it is given.
+    prenorm: whether a model norms what it gives to the part; False for one that does it itself.
+    normed: what it gives is normed, so that a model that ends with it has no norm after it.
     """
 
     causal: bool = True
@@ -195,6 +200,9 @@ class SequenceModule(nn.Module):
     compiles: ClassVar[bool] = True
     breaks: ClassVar[dict[str, str]] = {}
     inherits: ClassVar[tuple[str, ...]] = ()
+    residual: bool = True
+    prenorm: bool = True
+    normed: bool = False
 
     def forward(
         self,

@@ -33,6 +33,7 @@ CONFIGURATIONS = [
     "min_lstm(expansion=2)",
     "bidirectional(mamba)",
     "2*(attention(heads=2) + swiglu)",
+    "two_hop(attention(heads=2) + swiglu)",
     "mamba + attention(window=4, heads=2) + mlp",
 ]
 

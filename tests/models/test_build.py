@@ -42,6 +42,38 @@ def test_own_parts_stand_beside_the_librarys_and_inherit_what_they_name():
     assert {layer.part.depth for layer in stack.layers} == {3}
 
 
+class Numbered(Own):
+    inherits = ("layer", "layers", "depth")
+
+    def __init__(self, dim: int, *, layer: int, layers: int, depth: int):
+        super().__init__(dim, depth=depth)
+        self.number = (layer, layers)
+
+
+def test_parts_of_a_name_are_numbered_and_what_is_no_branch_does_not_count():
+    stack = build("layernorm + 2*(numbered + mlp) + bidirectional(numbered)", dim=4, parts={"numbered": Numbered})
+    numbered = [module for module in stack.modules() if isinstance(module, Numbered)]
+    assert [module.number for module in numbered] == [(0, 3), (1, 3), (2, 3), (2, 3)]
+    assert {module.depth for module in numbered} == {5}
+    assert build("numbered", dim=4, parts={"numbered": Numbered}).number == (0, 1)
+
+
+def test_two_hop_adds_the_second_to_what_the_first_was_given():
+    torch.manual_seed(0)
+    module = build("two_hop(min_gru + mlp)", dim=8)
+    x = torch.randn(2, 5, 8)
+    first, second = module.first, module.second
+    y = x + first.part(first.norm(x))[0]
+    torch.testing.assert_close(module(x)[0], x + second.part(second.norm(y))[0])
+
+
+def test_a_part_that_stands_in_place_has_no_branch_and_ends_a_model_normed():
+    model = lw.LanguageModel(11, 8, "rmsnorm + mlp + layernorm", position="none")
+    assert [type(layer).__name__ for layer in model.stack.layers] == ["RMSNorm", "Residual", "LayerNorm"]
+    assert isinstance(model.norm, nn.Identity)
+    assert isinstance(lw.LanguageModel(11, 8, "layernorm + mlp", position="none").norm, nn.RMSNorm)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -54,6 +86,8 @@ def test_own_parts_stand_beside_the_librarys_and_inherit_what_they_name():
         ("attention(dim=4)", "unknown argument 'dim'"),
         ("mlp(activation=rope(base=2))", "plain value"),
         ("bidirectional(mlp, mlp)", "takes one mixer"),
+        ("two_hop(mlp)", "takes two parts"),
+        ("two_hop(mlp + rmsnorm)", "takes two parts"),
     ],
 )
 def test_a_mistake_points_at_its_place(source, message):

@@ -1,8 +1,14 @@
 """Modules that act on each token alone."""
 
 from lengthwise.channels.mlp import MLP
+from lengthwise.channels.norm import LayerNorm, RMSNorm
 from lengthwise.channels.swiglu import SwiGLU
 from lengthwise.contract import SequenceModule
 
-CHANNELS: dict[str, type[SequenceModule]] = {"mlp": MLP, "swiglu": SwiGLU}
+CHANNELS: dict[str, type[SequenceModule]] = {
+    "mlp": MLP,
+    "swiglu": SwiGLU,
+    "layernorm": LayerNorm,
+    "rmsnorm": RMSNorm,
+}
 """The channel mixers by the names that expressions use."""

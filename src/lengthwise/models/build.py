@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import nn
 
 from lengthwise.channels import CHANNELS
 from lengthwise.contract import SequenceModule
@@ -13,7 +16,7 @@ from lengthwise.errors import InputError, unknown
 from lengthwise.mixers import MIXERS
 from lengthwise.mixers.heads import default_heads
 from lengthwise.models.expression import Combine, Expression, Leaf, Repeat, Sum, parse, point
-from lengthwise.models.stack import Bidirectional, Residual, Stack, build_norm
+from lengthwise.models.stack import Bidirectional, Residual, Stack, TwoHop, build_norm
 from lengthwise.ops.patterns import PATTERNS
 from lengthwise.positions import POSITIONS, Position
 
@@ -22,6 +25,9 @@ PARTS: dict[str, type[SequenceModule]] = {**MIXERS, **CHANNELS}
 
 VALUES: dict[str, Mapping[str, Callable[..., Any]]] = {"position": POSITIONS, "pattern": PATTERNS}
 """The tables in which the value of an argument is looked up, by the argument's name."""
+
+PASSED_DOWN = ("dim", "depth", "layer", "layers")
+"""Arguments of a part that the model gives, and no expression."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Builder:
     causal, position, depth: what a model passes down to the parts that inherit it.
     norm: the norm of every residual branch.
     parts: further parts by name, beside the library's own.
+    total, built: how many parts of each name there will be, and how many there are.
     """
 
     source: str
@@ -41,14 +48,19 @@ class Builder:
     norm: str = "rmsnorm"
     depth: int = 1
     parts: Mapping[str, type[SequenceModule]] = field(default_factory=dict)
+    total: Counter[str] = field(default_factory=Counter)
+    built: Counter[str] = field(default_factory=Counter)
 
     def branches(self, tree: Expression) -> list[SequenceModule]:
-        """The residual branches that a tree unrolls to, in order."""
+        """The residual branches that a tree unrolls to, in order, and what stands between them."""
         if isinstance(tree, Sum):
             return [branch for term in tree.terms for branch in self.branches(term)]
         if isinstance(tree, Repeat):
             return [branch for _ in range(tree.count) for branch in self.branches(tree.body)]
-        return [Residual(self.part(tree), build_norm(self.norm, self.dim))]
+        part = self.part(tree)
+        if not part.residual:
+            return [part]
+        return [Residual(part, build_norm(self.norm, self.dim) if part.prenorm else nn.Identity())]
 
     def part(self, leaf: Leaf) -> SequenceModule:
         """The part that a leaf names, without a residual branch."""
@@ -58,8 +70,16 @@ class Builder:
         if leaf.name not in known:
             raise self.error(leaf, str(unknown("part", leaf.name, [*known, *COMBINATORS])))
         constructor = known[leaf.name]
-        inherited = {name: getattr(self, name) for name in constructor.inherits}
+        offered = {
+            "causal": self.causal,
+            "position": self.position,
+            "depth": self.depth,
+            "layer": self.built[leaf.name],
+            "layers": max(self.total[leaf.name], 1),
+        }
+        inherited = {name: offered[name] for name in constructor.inherits}
         module = self.call(leaf, constructor, {"dim": self.dim, **inherited})
+        self.built[leaf.name] += 1
         if not self.causal and module.causal and module.receptive_field != 1:
             raise self.error(leaf, f"{leaf.name} is causal and this model isn't; write bidirectional({leaf})")
         return module
@@ -69,8 +89,8 @@ class Builder:
         accepted = inspect.signature(constructor).parameters
         named = {name: value for name, value in settings.items() if name in accepted}
         for name, value in leaf.kwargs:
-            if name not in accepted or name in ("dim", "depth"):
-                names = [n for n in accepted if n not in ("dim", "depth")]
+            if name not in accepted or name in PASSED_DOWN:
+                names = [n for n in accepted if n not in PASSED_DOWN]
                 raise self.error(leaf, f"{leaf.name}: {unknown('argument', name, names)}")
             named[name] = self.value(name, value, dict(leaf.kwargs).get("heads"))
         try:
@@ -106,19 +126,34 @@ def bidirectional(builder: Builder, leaf: Leaf) -> SequenceModule:
     """`bidirectional(mixer)`: a causal mixer and a twin with weights of its own that reads backwards, added."""
     if len(leaf.args) != 1 or not isinstance(leaf.args[0], Leaf) or leaf.kwargs:
         raise builder.error(leaf, f"bidirectional takes one mixer, as bidirectional(mamba), got {leaf}")
-    ahead = replace(builder, causal=True)
-    return Bidirectional(ahead.part(leaf.args[0]), ahead.part(leaf.args[0]))
+    ahead, back = replace(builder, causal=True), replace(builder, causal=True, built=Counter(builder.built))
+    return Bidirectional(ahead.part(leaf.args[0]), back.part(leaf.args[0]))
 
 
-COMBINATORS: dict[str, Callable[[Builder, Leaf], SequenceModule]] = {"bidirectional": bidirectional}
+def two_hop(builder: Builder, leaf: Leaf) -> SequenceModule:
+    """`two_hop(mixer + channels)`: the second reads the sum with the first, and adds to what the first was given."""
+    parts = builder.branches(leaf.args[0]) if len(leaf.args) == 1 and not leaf.kwargs else []
+    if len(parts) != 2 or not (isinstance(parts[0], Residual) and isinstance(parts[1], Residual)):
+        raise builder.error(leaf, f"two_hop takes two parts in a row, as two_hop(megalodon + swiglu), got {leaf}")
+    return TwoHop(parts[0], parts[1])
+
+
+COMBINATORS: dict[str, Callable[[Builder, Leaf], SequenceModule]] = {
+    "bidirectional": bidirectional,
+    "two_hop": two_hop,
+}
 """What wraps other parts, by the names that expressions use."""
 
 
-def count_branches(tree: Expression) -> int:
-    """How many residual branches a tree unrolls to."""
+def count_parts(tree: Expression) -> Counter[str]:
+    """How many parts of each name a tree unrolls to; what reads both ways counts once."""
     if isinstance(tree, Sum):
-        return sum(count_branches(term) for term in tree.terms)
-    return tree.count * count_branches(tree.body) if isinstance(tree, Repeat) else 1
+        return sum((count_parts(term) for term in tree.terms), Counter())
+    if isinstance(tree, Repeat):
+        return Counter({name: tree.count * count for name, count in count_parts(tree.body).items()})
+    if tree.name in COMBINATORS:
+        return sum((count_parts(arg) for arg in tree.args if isinstance(arg, Expression)), Counter())
+    return Counter({tree.name: 1})
 
 
 @dataclass(frozen=True)
@@ -136,8 +171,12 @@ def start(expression: str, dim: int, settings: Settings) -> tuple[Builder, Expre
     if dim < 1:
         raise InputError(f"dim must be at least 1, got {dim}")
     tree = parse(expression)
-    depth, parts = count_branches(tree), settings.parts or {}
-    return Builder(expression, dim, settings.causal, settings.position, settings.norm, depth, parts), tree
+    total, known = count_parts(tree), {**PARTS, **(settings.parts or {})}
+    depth = sum(count for name, count in total.items() if name not in known or known[name].residual)
+    builder = Builder(
+        expression, dim, settings.causal, settings.position, settings.norm, depth, settings.parts or {}, total
+    )
+    return builder, tree
 
 
 def build_stack(expression: str, dim: int, settings: Settings) -> Stack:

@@ -19,7 +19,8 @@ from lengthwise.positions import Position
 class TokenStack(SequenceModule):
     """Embedding, residual branches and final norm of a model over tokens.
 
-    h_0 = E[token] (+ e(position), for a position that is added to the embeddings), then the branches, then the norm.
+    h_0 = E[token] (+ e(position), for a position that is added to the embeddings), then the branches, then the norm,
+    unless the layers end with one of their own.
     Every other position is passed down to the attention layers, which share it. E starts from N(0, 1): a smaller start
     drowns a token's own embedding in what mixers with PyTorch's initial weights add to it.
     """
@@ -44,7 +45,7 @@ class TokenStack(SequenceModule):
             layers, dim, Settings(causal, None if encoding.has("embed") else encoding, norm, parts)
         )
         self.embedding = nn.Embedding(vocab_size, dim)
-        self.norm = build_norm(norm, dim)
+        self.norm = nn.Identity() if self.stack.normed else build_norm(norm, dim)
         self.causal, self.growth, self.receptive_field = causal, self.stack.growth, self.stack.receptive_field
         self.compiles, self.breaks = self.stack.compiles, self.stack.breaks  # type: ignore[misc]
 

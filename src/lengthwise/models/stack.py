@@ -1,4 +1,4 @@
-"""How parts are put together: a residual branch with its norm, one after the other, and both directions."""
+"""How parts are put together: residual branches with their norms, one after the other, and both directions."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def build_norm(name: str, dim: int) -> nn.Module:
 class Residual(SequenceModule):
     """A part on a residual branch, normed before: y = x + part(norm(x))."""
 
+    residual = False
+
     def __init__(self, part: SequenceModule, norm: nn.Module):
         super().__init__()
         self.norm = norm
@@ -47,19 +49,48 @@ class Residual(SequenceModule):
         return self.part.state_nbytes(length)
 
 
+class TwoHop(SequenceModule):
+    """Two parts, where the second reads what both give and adds to what the first was given.
+
+        y = x + first(norm_1(x))          output = x + second(norm_2(y))
+
+    The residual of a Megalodon block, Ma et al. 2024, arXiv 2404.08801.
+    """
+
+    residual = False
+
+    def __init__(self, first: Residual, second: Residual):
+        super().__init__()
+        self.first, self.second = first, second
+        declare(self, [first, second])
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: StateTree = None,
+        layout: Layout | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], StateTree]:
+        """The output, and the states of both parts."""
+        before, after = (None, None) if state is None else state
+        y, before = self.first(x, before, layout)
+        z, after = self.second.part(self.second.norm(y), after, layout)
+        return x + z, (before, after) if self.causal else None
+
+    def state_nbytes(self, length: int) -> int:
+        """The sum of both."""
+        return self.first.state_nbytes(length) + self.second.state_nbytes(length)
+
+
 class Stack(SequenceModule):
     """Modules one after the other: y = m_n(… m_1(x)). The state is the tuple of theirs."""
+
+    residual = False
 
     def __init__(self, modules: Sequence[SequenceModule]):
         super().__init__()
         self.layers = nn.ModuleList(modules)
-        self.causal = all(m.causal for m in modules)
-        self.growth = widest_growth([m.growth for m in modules])
-        fields = [m.receptive_field for m in modules]
-        known = [f for f in fields if f is not None]
-        self.receptive_field = 1 + sum(f - 1 for f in known) if len(known) == len(fields) else None
-        self.compiles = all(m.compiles for m in modules)  # type: ignore[misc]
-        self.breaks = {law: why for m in modules for law, why in m.breaks.items()}  # type: ignore[misc]
+        self.normed = bool(modules) and modules[-1].normed
+        declare(self, modules)
 
     def forward(
         self,
@@ -77,6 +108,17 @@ class Stack(SequenceModule):
     def state_nbytes(self, length: int) -> int:
         """The sum over the modules."""
         return sum(m.state_nbytes(length) for m in self.layers)  # type: ignore[operator, misc]
+
+
+def declare(whole: SequenceModule, modules: Sequence[SequenceModule]) -> None:
+    """Declare of a module what follows from its parts, which work one after the other."""
+    whole.causal = all(m.causal for m in modules)
+    whole.growth = widest_growth([m.growth for m in modules])
+    fields = [m.receptive_field for m in modules]
+    known = [f for f in fields if f is not None]
+    whole.receptive_field = 1 + sum(f - 1 for f in known) if len(known) == len(fields) else None
+    whole.compiles = all(m.compiles for m in modules)  # type: ignore[misc]
+    whole.breaks = {law: why for m in modules for law, why in m.breaks.items()}  # type: ignore[misc]
 
 
 def widest_growth(growths: Sequence[Growth]) -> Growth:
@@ -97,6 +139,7 @@ class Bidirectional(SequenceModule):
         super().__init__()
         self.ahead = ahead
         self.back = back
+        self.residual, self.prenorm, self.normed = ahead.residual, ahead.prenorm, False
         self.compiles = ahead.compiles and back.compiles  # type: ignore[misc]
 
     def forward(
