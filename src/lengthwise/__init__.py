@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lengthwise import laws
     from lengthwise.contract import Layout, SequenceModule, State
+    from lengthwise.conversion import load
     from lengthwise.errors import InputError
     from lengthwise.generation.sample import generate
-    from lengthwise.models import Classifier, Encoder, LanguageModel, build, load, load_state, save_state
+    from lengthwise.models import Classifier, Encoder, LanguageModel, build, load_state, save_state
     from lengthwise.systems import systems
 
 __version__ = "0.1.0"
@@ -29,7 +30,7 @@ PUBLIC = {
     "build": "lengthwise.models",
     "generate": "lengthwise.generation.sample",
     "laws": "lengthwise.laws",
-    "load": "lengthwise.models",
+    "load": "lengthwise.conversion",
     "load_state": "lengthwise.models",
     "save_state": "lengthwise.models",
     "systems": "lengthwise.systems",

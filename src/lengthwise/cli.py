@@ -40,7 +40,8 @@ def check(
         laws: Only these laws.
     """
     from lengthwise.commands.check import run_check
-    from lengthwise.models import build, load
+    from lengthwise.conversion import load
+    from lengthwise.models import build
 
     return run_check(target, build=build, load=load, dim=dim, laws=laws or None, seed=seed)
 
@@ -122,6 +123,26 @@ def bench(ops: Names = (), /, json: bool = False) -> int | None:
     return bench(ops, json=json)
 
 
+def convert(
+    source: Annotated[Path, tyro.conf.Positional], destination: Annotated[Path, tyro.conf.Positional], /
+) -> int | None:
+    """Write a model of transformers as one of lengthwise, or one of lengthwise as transformers reads it.
+
+    Mamba, Mamba-2, Falcon Mamba and RWKV-4, in safetensors. The other verbs read both forms as they are.
+
+    Examples:
+      lengthwise convert mamba-130m-hf runs/mamba
+      lengthwise convert runs/mine/last mine-hf
+
+    Args:
+        source: A folder with a model, in either form, or a run of lengthwise train.
+        destination: A new folder for the other form.
+    """
+    from lengthwise.commands.convert import convert
+
+    return convert(source, destination)
+
+
 def with_options(place: str, kind: type, default: Any = None) -> Callable[..., int | None]:
     """A verb that takes one dataclass of options, as the function that the parser sees. `place` is MODULE:FUNCTION."""
 
@@ -142,6 +163,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "train": with_options(TRAIN, TrainOptions),
     "generate": with_options("lengthwise.commands.generate:generate", GenerateOptions),
     "evaluate": with_options("lengthwise.commands.train:evaluate", EvaluateOptions),
+    "convert": convert,
     "check": check,
     "systems": systems,
     "show": show,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from lengthwise.conversion import load
 from lengthwise.errors import InputError
 from lengthwise.generation.sample import Sampling
 from lengthwise.generation.session import Session
 from lengthwise.generation.text import text_of
-from lengthwise.models import LanguageModel, load
+from lengthwise.models import LanguageModel
 from lengthwise.options.training import GenerateOptions
 from lengthwise.tasks.reading import load_tokenizer
 from lengthwise.training.checkpoint import find_checkpoint, tokenizer_of

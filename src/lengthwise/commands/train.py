@@ -13,8 +13,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from lengthwise.conversion import load
 from lengthwise.errors import InputError
-from lengthwise.models import LanguageModel, load
+from lengthwise.models import LanguageModel
 from lengthwise.models.saving import read_json
 from lengthwise.options.training import EvaluateOptions, TrainOptions, read_config, to_mapping
 from lengthwise.tasks.corpus import read

@@ -3,6 +3,7 @@
 from lengthwise.contract import SequenceModule
 from lengthwise.mixers.attention import Attention
 from lengthwise.mixers.deltanet import DeltaNet
+from lengthwise.mixers.falcon_mamba import FalconMamba
 from lengthwise.mixers.linear_attention import LinearAttention
 from lengthwise.mixers.mamba import Mamba
 from lengthwise.mixers.min_rnn import MinGRU, MinLSTM
@@ -13,6 +14,7 @@ MIXERS: dict[str, type[SequenceModule]] = {
     "linear_attention": LinearAttention,
     "deltanet": DeltaNet,
     "mamba": Mamba,
+    "falcon_mamba": FalconMamba,
     "min_gru": MinGRU,
     "min_lstm": MinLSTM,
     "gru": GRU,

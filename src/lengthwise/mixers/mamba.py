@@ -106,9 +106,18 @@ class Mamba(SequenceModule):
     ) -> tuple[Float[Tensor, "batch length channels"], Float[Tensor, "batch channels state"]]:
         """y, the state space part without the gate, and the state after the last token."""
         dtype = work_dtype(x.dtype)
-        low, B, C = self.x_proj(x).split(self.split, -1)
+        low, B, C = self.selection(x)
         dt = F.softplus(F.linear(low, self.dt_proj.weight).to(dtype) + self.dt_proj.bias)
         return selective_scan(x, dt, -self.A_log.to(dtype).exp(), B, C, self.D, h, starts)
+
+    def selection(
+        self, x: Float[Tensor, "batch length channels"]
+    ) -> tuple[
+        Float[Tensor, "batch length rank"], Float[Tensor, "batch length state"], Float[Tensor, "batch length state"]
+    ]:
+        """δ, B and C of every token."""
+        low, B, C = self.x_proj(x).split(self.split, -1)
+        return low, B, C
 
     def state_nbytes(self, length: int) -> int:  # noqa: ARG002
         """4 E (kernel - 1 + N) bytes after any number of tokens."""
