@@ -1,4 +1,4 @@
-"""The benchmark of mixers against length, at lengths that take a moment."""
+"""The benchmarks of mixers against length, at lengths that take a moment."""
 
 import pytest
 
@@ -8,10 +8,17 @@ from lengthwise.benches import mixers
 @pytest.mark.parametrize("expression", mixers.LINEAR)
 def test_time_against_length(expression, monkeypatch):
     monkeypatch.setattr(mixers, "LENGTHS", (8, 16, 32))
+    assert "time grows as L^" in mixers.against_length(expression, dim=64).note
+
+
+@pytest.mark.parametrize("expression", mixers.RECURRENT)
+def test_a_token_after_contexts(expression, monkeypatch):
+    monkeypatch.setattr(mixers, "CONTEXTS", (8, 32))
     monkeypatch.setattr(mixers, "TOKENS", 2)
-    whole, token = mixers.against_length(expression, dim=64)
-    assert "time grows as L^" in whole.note
-    assert token.ratios["after 8"] > 0
+    row = mixers.one_token(expression, dim=64, layers=2)
+    assert row.ratios["after 8"] > 0
+    assert row.limit > 0
+    assert "tokens per second" in row.note
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])

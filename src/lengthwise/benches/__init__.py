@@ -11,6 +11,7 @@ BENCHES = {
     "selective_scan": "lengthwise.benches.scan:selective_scan",
     "short_convolution": "lengthwise.benches.scan:short_convolution",
     "mixers": "lengthwise.benches.mixers:mixers",
+    "decoding": "lengthwise.benches.mixers:decoding",
     "mamba": "lengthwise.benches.mamba:mamba",
     "attention": "lengthwise.benches.attention:attention",
     "flash_attention": "lengthwise.benches.attention:flash_attention",

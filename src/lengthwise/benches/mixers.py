@@ -9,14 +9,14 @@ from functools import partial
 import torch
 
 from lengthwise.benches.row import Row
+from lengthwise.contract import SequenceModule, StateTree
 from lengthwise.measure import interleaved
 from lengthwise.models.build import build
 
-DIM = 256
 LENGTHS = (1024, 4096, 16384, 65536)
-TOKENS = 50
-LINEAR = (
-    "attention(heads=4, window=256)",
+CONTEXTS = (64, 65536)
+TOKENS = 20
+RECURRENT = (
     "linear_attention(heads=4)",
     "deltanet(heads=4)",
     "mamba",
@@ -25,40 +25,75 @@ LINEAR = (
     "gru",
     "lstm",
 )
-"""Every mixer whose time grows with the length and whose state is bounded."""
+"""Every mixer whose state is the same size after any number of tokens."""
+
+LINEAR = ("attention(heads=4, window=256)", *RECURRENT)
+"""Every mixer whose time grows with the length."""
 
 
 def mixers() -> Iterator[Row]:
-    """Every mixer of linear time, forward over growing lengths, and for a token after a short and a long context."""
+    """Every mixer of linear time: forward over growing lengths."""
     for expression in LINEAR:
-        yield from against_length(expression)
+        yield against_length(expression)
 
 
-def against_length(expression: str, dim: int = DIM) -> Iterator[Row]:
-    """The exponent of a mixer's time over the length, and its time for a token after long and short contexts."""
+def decoding() -> Iterator[Row]:
+    """Every mixer whose state is constant: a token after a short and after a long context, four layers of it."""
+    for expression in RECURRENT:
+        yield one_token(expression)
+
+
+@torch.no_grad()
+def against_length(expression: str, dim: int = 256) -> Row:
+    """The exponent of a mixer's time over the length."""
     torch.manual_seed(0)
     module = build(expression, dim=dim)
     x = torch.randn(1, LENGTHS[-1], dim)
-    with torch.no_grad():
-        whole = interleaved({str(n): partial(module, x[:, :n]) for n in LENGTHS}, repeats=5)
-        exponent = slope([math.log(n) for n in LENGTHS], [math.log(whole[str(n)]) for n in LENGTHS])
-        yield Row(
-            f"{expression} forward, L {LENGTHS[-1]}, dim {dim}",
-            whole[str(LENGTHS[-1])],
-            note=f"time grows as L^{exponent:.2f} over L {LENGTHS[0]} to {LENGTHS[-1]}",
-        )
-        states = {n: module(x[:, :n])[1] for n in (LENGTHS[0], LENGTHS[-1])}
+    times = interleaved({str(n): partial(module, x[:, :n]) for n in LENGTHS}, repeats=5)
+    exponent = slope([math.log(n) for n in LENGTHS], [math.log(times[str(n)]) for n in LENGTHS])
+    return Row(
+        f"{expression} forward, L {LENGTHS[-1]}, dim {dim}",
+        times[str(LENGTHS[-1])],
+        note=f"time grows as L^{exponent:.2f} over L {LENGTHS[0]} to {LENGTHS[-1]}",
+    )
 
-        def decode(n: int) -> None:
-            state = states[n]
-            for _ in range(TOKENS):
-                _, state = module(x[:, :1], state)
 
-        times = interleaved({str(n): partial(decode, n) for n in states}, repeats=15)
-        short, long = (times[str(n)] / TOKENS for n in states)
-        yield Row(
-            f"{expression}, one token after {LENGTHS[-1]}, dim {dim}", long, {f"after {LENGTHS[0]}": short / long}
-        )
+@torch.no_grad()
+def one_token(expression: str, dim: int = 512, layers: int = 4) -> Row:
+    """The time of a token after both contexts, and the share of it that reading the weights once takes."""
+    torch.manual_seed(0)
+    module = build(f"{layers}*({expression})", dim=dim)
+    token = torch.randn(1, 1, dim)
+    states = {n: after(module, n, dim) for n in CONTEXTS}
+
+    def decode(n: int) -> None:
+        state = states[n]
+        for _ in range(TOKENS):
+            _, state = module(token, state)
+
+    def read() -> None:
+        for _ in range(TOKENS):
+            for weight in module.parameters():
+                weight.sum()
+
+    calls = {**{str(n): partial(decode, n) for n in CONTEXTS}, "reading": read}
+    short, long, reading = (seconds / TOKENS for seconds in interleaved(calls, repeats=15).values())
+    return Row(
+        f"{layers} layers of {expression}, one token after {CONTEXTS[-1]}, dim {dim}",
+        long,
+        {f"after {CONTEXTS[0]}": short / long},
+        reading / long,
+        "reading the weights",
+        note=f"{1 / long:.0f} tokens per second, {1 / reading:.0f} at that limit",
+    )
+
+
+def after(module: SequenceModule, length: int, dim: int) -> StateTree:
+    """The state after so many random tokens."""
+    state = None
+    for part in torch.randn(1, length, dim).split(4096, 1):
+        _, state = module(part, state)
+    return state
 
 
 def slope(x: list[float], y: list[float]) -> float:
