@@ -34,6 +34,7 @@ CONFIGURATIONS = [
     "bidirectional(mamba)",
     "2*(attention(heads=2) + swiglu)",
     "two_hop(attention(heads=2) + swiglu)",
+    "chain(min_gru + integrate_and_fire(tau=1.5))",
     "mamba + attention(window=4, heads=2) + mlp",
 ]
 

@@ -67,6 +67,14 @@ def test_two_hop_adds_the_second_to_what_the_first_was_given():
     torch.testing.assert_close(module(x)[0], x + second.part(second.norm(y))[0])
 
 
+def test_a_chain_is_one_branch_of_several_parts():
+    torch.manual_seed(0)
+    layer = build("2*chain(min_gru + mlp)", dim=8).layers[0]
+    x = torch.randn(2, 5, 8)
+    first, second = layer.part.layers
+    torch.testing.assert_close(layer(x)[0], x + second(first(layer.norm(x))[0])[0])
+
+
 def test_a_part_that_stands_in_place_has_no_branch_and_ends_a_model_normed():
     model = lw.LanguageModel(11, 8, "rmsnorm + mlp + layernorm", position="none")
     assert [type(layer).__name__ for layer in model.stack.layers] == ["RMSNorm", "Residual", "LayerNorm"]
@@ -87,6 +95,8 @@ def test_a_part_that_stands_in_place_has_no_branch_and_ends_a_model_normed():
         ("mlp(activation=rope(base=2))", "plain value"),
         ("bidirectional(mlp, mlp)", "takes one mixer"),
         ("two_hop(mlp)", "takes two parts"),
+        ("chain(mlp)", "takes parts in a row"),
+        ("chain(mlp + 2*mlp)", "takes parts in a row"),
         ("two_hop(mlp + rmsnorm)", "takes two parts"),
     ],
 )

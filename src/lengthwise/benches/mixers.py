@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -76,7 +76,7 @@ def one_token(expression: str, dim: int = 512, layers: int = 4) -> Row:
             for weight in module.parameters():
                 weight.sum()
 
-    calls = {**{str(n): partial(decode, n) for n in CONTEXTS}, "reading": read}
+    calls: dict[str, Callable[[], None]] = {**{str(n): partial(decode, n) for n in CONTEXTS}, "reading": read}
     short, long, reading = (seconds / TOKENS for seconds in interleaved(calls, repeats=15).values())
     return Row(
         f"{layers} layers of {expression}, one token after {CONTEXTS[-1]}, dim {dim}",

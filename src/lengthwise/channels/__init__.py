@@ -2,6 +2,7 @@
 
 from lengthwise.channels.mlp import MLP
 from lengthwise.channels.norm import LayerNorm, RMSNorm
+from lengthwise.channels.spiking import IntegrateAndFire, Spikes
 from lengthwise.channels.swiglu import SwiGLU
 from lengthwise.contract import SequenceModule
 
@@ -10,5 +11,7 @@ CHANNELS: dict[str, type[SequenceModule]] = {
     "swiglu": SwiGLU,
     "layernorm": LayerNorm,
     "rmsnorm": RMSNorm,
+    "integrate_and_fire": IntegrateAndFire,
+    "spikes": Spikes,
 }
 """The channel mixers by the names that expressions use."""

@@ -16,7 +16,7 @@ from lengthwise.errors import InputError, unknown
 from lengthwise.mixers import MIXERS
 from lengthwise.mixers.heads import default_heads
 from lengthwise.models.expression import Combine, Expression, Leaf, Repeat, Sum, parse, point
-from lengthwise.models.stack import Bidirectional, Residual, Stack, TwoHop, build_norm
+from lengthwise.models.stack import Bidirectional, Chain, Residual, Stack, TwoHop, build_norm
 from lengthwise.ops.patterns import PATTERNS
 from lengthwise.positions import POSITIONS, Position
 
@@ -138,8 +138,17 @@ def two_hop(builder: Builder, leaf: Leaf) -> SequenceModule:
     return TwoHop(parts[0], parts[1])
 
 
+def chain(builder: Builder, leaf: Leaf) -> SequenceModule:
+    """`chain(rwkv + integrate_and_fire)`: parts one after the other on one residual branch."""
+    terms = leaf.args[0].terms if len(leaf.args) == 1 and isinstance(leaf.args[0], Sum) else ()
+    if not terms or leaf.kwargs or not all(isinstance(term, Leaf) for term in terms):
+        raise builder.error(leaf, f"chain takes parts in a row, as chain(rwkv + integrate_and_fire), got {leaf}")
+    return Chain([builder.part(term) for term in terms if isinstance(term, Leaf)])
+
+
 COMBINATORS: dict[str, Callable[[Builder, Leaf], SequenceModule]] = {
     "bidirectional": bidirectional,
+    "chain": chain,
     "two_hop": two_hop,
 }
 """What wraps other parts, by the names that expressions use."""

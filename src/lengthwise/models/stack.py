@@ -110,6 +110,17 @@ class Stack(SequenceModule):
         return sum(m.state_nbytes(length) for m in self.layers)  # type: ignore[operator, misc]
 
 
+class Chain(Stack):
+    """Modules one after the other that stand on one residual branch: y = x + m_n(… m_1(norm(x)))."""
+
+    residual = True
+
+    def __init__(self, modules: Sequence[SequenceModule]):
+        super().__init__(modules)
+        self.prenorm = modules[0].prenorm
+        self.normed = False
+
+
 def declare(whole: SequenceModule, modules: Sequence[SequenceModule]) -> None:
     """Declare of a module what follows from its parts, which work one after the other."""
     whole.causal = all(m.causal for m in modules)
