@@ -1,4 +1,4 @@
-"""The kernels of leaky integrate-and-fire neurons: the membrane stays in the cache, the rest is read or written once."""
+"""The kernels of leaky integrate-and-fire neurons: the membrane stays in the cache, the rest is touched once."""
 
 # mypy: disable-error-code="call-arg"
 
