@@ -76,6 +76,38 @@ def test_chunked_equals_reference_in_value_and_gradient(decay, starts, length):
             torch.testing.assert_close(a, b, **EXACT)
 
 
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("decay", DECAYS)
+def test_heads_of_a_group_share_queries_and_keys(decay, groups, backend):
+    (_, _, v, g, s), begins = inputs(3 * CHUNK + 3, decay, starts=True)
+    v, s = torch.cat([v, v.flip(0)], 2)[:, :, :4], torch.cat([s, s.flip(0)], 1)[:, :4]
+    g = None if g is None else torch.cat([g, g.flip(0)], 2)[:, :, :4]
+    q, k = (torch.randn(*v.shape[:2], groups, 4, dtype=torch.float64) for _ in range(2))
+    found = results([q, k, v, g, s], begins, chunk=CHUNK, backend=backend)
+    copies = [x.repeat_interleave(4 // groups, 2) for x in (q, k)]
+    expected = results([*copies, v, g, s], begins, backend="reference")
+    for number in (2, 3):
+        expected[number] = expected[number].unflatten(2, (groups, -1)).sum(3)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("length", [1, CHUNK])
+def test_groups_of_heads_of_unequal_number_are_an_error(length):
+    (q, k, v, _, _), _ = inputs(length)
+    with pytest.raises(InputError, match="groups of q and k must divide the heads of v: got 2 and 3"):
+        linear_attention(q[:, :, :2], k[:, :, :2], v)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, CHUNK])
+def test_the_kernels_equal_plain_pytorch(chunk):
+    tensors, begins = inputs(4 * CHUNK, "head", starts=True)
+    fused, plain = (results(tensors, begins, chunk=chunk, backend=name) for name in ("numba", "torch"))
+    for a, b in zip(fused, plain, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
 def test_gradients_are_right_where_a_span_ends_between_chunks(monkeypatch):
     monkeypatch.setattr("lengthwise.ops.chunks.TOKENS_AT_ONCE", 2 * CHUNK * 6)
     tensors, begins = inputs(7 * CHUNK + 1, "head", starts=True)
@@ -148,15 +180,18 @@ def test_half_precision_inputs_keep_the_state_in_float32():
 
 def test_nothing_is_kept_for_a_backward_that_cannot_come():
     q, k, v, g, s = inputs(20, "head")[0]
-    assert module.chunked(q, k, v, g, s, CHUNK, False)[2].numel() == 0
+    assert module.chunked(q, k, v, g, s, CHUNK, True, False)[2].numel() == 0
 
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("decay", DECAYS)
-def test_the_op_is_what_it_tells_the_compiler(decay, keep):
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_op_is_what_it_tells_the_compiler(decay, keep, groups):
     tensors, _ = inputs(20, decay, dtype=torch.float32)
+    if decay != "channel":
+        tensors[:2] = [x[:, :, :groups] for x in tensors[:2]]
     given = [None if t is None else t.requires_grad_(keep) for t in tensors]
-    assert set(torch.library.opcheck(module.chunked, (*given, CHUNK, keep)).values()) == {"SUCCESS"}
+    assert set(torch.library.opcheck(module.chunked, (*given, CHUNK, True, keep)).values()) == {"SUCCESS"}
 
 
 def test_a_chunk_that_is_no_power_of_two_is_an_error():

@@ -14,23 +14,37 @@ from lengthwise.ops import delta_rule as delta
 from lengthwise.ops import linear_attention as linear
 
 LENGTH, HEADS, HEAD_DIM = 4096, 4, 64
-SIZES = f"L {LENGTH}, {HEADS} heads of {HEAD_DIM}"
+MAMBA2_HEADS, MAMBA2_KEY_DIM = 16, 128
 PRODUCTS = "matrix products, float32"
 
 
 def linear_attention() -> Iterator[Row]:
-    """The chunked form without decay and with one per head and per channel."""
+    """The chunked form without decay, with one per head and per channel, and with Mamba-2's sizes, where all heads
+    share queries and keys."""
     torch.manual_seed(0)
     q, k, v = heads(), heads(), heads()
     shapes = {"no decay": None, "decay per head": (HEADS,), "decay per channel": (HEADS, HEAD_DIM)}
     for name, shape in shapes.items():
         decay = None if shape is None else (-torch.rand(1, LENGTH, *shape)).requires_grad_()
         chunk = linear.CHUNK if shape is None or len(shape) == 1 else linear.CHANNEL_CHUNK
-        # The decay's own exponents aren't counted, so that the share is of matrix products alone.
-        forward = 4 * chunk * HEAD_DIM + 4 * HEAD_DIM**2
-        yield from against_reference(
-            f"linear_attention, {name}", linear.linear_attention, (q, k, v, decay), (forward, 3 * forward)
-        )
+        flops = linear_attention_arithmetic(chunk, HEAD_DIM, HEAD_DIM)
+        yield from against_reference(f"linear_attention, {name}", linear.linear_attention, (q, k, v, decay), flops)
+    q, k = heads(1, MAMBA2_KEY_DIM), heads(1, MAMBA2_KEY_DIM)
+    v, decay = heads(MAMBA2_HEADS), (-torch.rand(1, LENGTH, MAMBA2_HEADS)).requires_grad_()
+    flops = linear_attention_arithmetic(linear.CHUNK, MAMBA2_KEY_DIM, HEAD_DIM, MAMBA2_HEADS)
+    name = f"linear_attention, Mamba-2 with state {MAMBA2_KEY_DIM}"
+    yield from against_reference(name, linear.linear_attention, (q, k, v, decay), flops)
+
+
+def linear_attention_arithmetic(chunk: int, key_dim: int, value_dim: int, sharing: int = 1) -> tuple[float, float]:
+    """Floating-point operations of the matrix products for each token of a head, forward, and forward with backward,
+    where so many heads share their queries and keys.
+
+    Forward: Q Kᵀ, once for the heads that share it, its product with V; K V, Q S. Backward: two products for each
+    product of the forward, and none of what is computed twice. A decay's exponents aren't counted.
+    """
+    forward = 2 * chunk * (key_dim / sharing + value_dim) + 4 * key_dim * value_dim
+    return forward, 3 * forward
 
 
 def delta_rule() -> Iterator[Row]:
@@ -54,9 +68,9 @@ def delta_rule_arithmetic(chunk: int, dim: int) -> tuple[float, float]:
     return forward, forward + 7 * within + 6 * across
 
 
-def heads() -> Tensor:
+def heads(count: int = HEADS, dim: int = HEAD_DIM) -> Tensor:
     """Random queries or values."""
-    return torch.randn(1, LENGTH, HEADS, HEAD_DIM).requires_grad_()
+    return torch.randn(1, LENGTH, count, dim).requires_grad_()
 
 
 def against_reference(
@@ -74,9 +88,10 @@ def against_reference(
         o, _ = op(*tensors, backend=backend)
         torch.autograd.grad(o.sum(), leaves)
 
-    rate = matmul_rate()
+    rate, (count, dim) = matmul_rate(), tensors[2].shape[2:]  # type: ignore[union-attr]  # the values
+    sizes = f"L {LENGTH}, {count} heads of {dim}"
     for kind, work, per_token in zip(("forward", "forward and backward"), (forward, both), flops, strict=True):
-        times = interleaved({b: partial(work, b) for b in ("torch", "reference")}, repeats=5)
-        fast = times["torch"]
-        share = per_token * LENGTH * HEADS / fast / rate
-        yield Row(f"{name} {kind}, {SIZES}", fast, {"reference": times["reference"] / fast}, share, PRODUCTS)
+        times = interleaved({b: partial(work, b) for b in ("auto", "reference")}, repeats=5)
+        fast = times["auto"]
+        share = per_token * LENGTH * count / fast / rate
+        yield Row(f"{name} {kind}, {sizes}", fast, {"reference": times["reference"] / fast}, share, PRODUCTS)
