@@ -21,6 +21,11 @@ def test_a_token_after_contexts(expression, monkeypatch):
     assert "tokens per second" in row.note
 
 
+@pytest.mark.parametrize("expression", mixers.LINEAR)
+def test_half_precision(expression):
+    assert mixers.in_half_precision(expression, dim=64, length=8).ratios["float32"] > 0
+
+
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_slope_finds_the_exponent(power):
     assert mixers.slope([1.0, 2.0, 3.0], [power * x + 4 for x in (1.0, 2.0, 3.0)]) == pytest.approx(power)

@@ -12,6 +12,7 @@ BENCHES = {
     "short_convolution": "lengthwise.benches.scan:short_convolution",
     "mixers": "lengthwise.benches.mixers:mixers",
     "decoding": "lengthwise.benches.mixers:decoding",
+    "autocast": "lengthwise.benches.mixers:autocast",
     "mamba": "lengthwise.benches.mamba:mamba",
     "attention": "lengthwise.benches.attention:attention",
     "flash_attention": "lengthwise.benches.attention:flash_attention",

@@ -43,6 +43,12 @@ def decoding() -> Iterator[Row]:
         yield one_token(expression)
 
 
+def autocast() -> Iterator[Row]:
+    """Every mixer of linear time: a training step of a layer in bfloat16 against float32."""
+    for expression in LINEAR:
+        yield in_half_precision(expression)
+
+
 @torch.no_grad()
 def against_length(expression: str, dim: int = 256) -> Row:
     """The exponent of a mixer's time over the length."""
@@ -86,6 +92,22 @@ def one_token(expression: str, dim: int = 512, layers: int = 4) -> Row:
         "reading the weights",
         note=f"{1 / long:.0f} tokens per second, {1 / reading:.0f} at that limit",
     )
+
+
+def in_half_precision(expression: str, dim: int = 512, length: int = 1024) -> Row:
+    """A layer forward and backward under autocast, over the same in float32."""
+    torch.manual_seed(0)
+    module = build(f"1*({expression})", dim=dim)
+    x = torch.randn(2, length, dim)
+
+    def train(enabled: bool) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y, _ = module(x)
+        y.float().square().mean().backward()
+
+    times = interleaved({"bfloat16": partial(train, True), "float32": partial(train, False)}, repeats=9)
+    name = f"{expression}, forward and backward in bfloat16, L {length}, batch {len(x)}, dim {dim}"
+    return Row(name, times["bfloat16"], {"float32": times["float32"] / times["bfloat16"]})
 
 
 def after(module: SequenceModule, length: int, dim: int) -> StateTree:
