@@ -6,6 +6,7 @@ from lengthwise.mixers.deltanet import DeltaNet
 from lengthwise.mixers.falcon_mamba import FalconMamba
 from lengthwise.mixers.linear_attention import LinearAttention
 from lengthwise.mixers.mamba import Mamba
+from lengthwise.mixers.mamba2 import Mamba2
 from lengthwise.mixers.min_rnn import MinGRU, MinLSTM
 from lengthwise.mixers.rnn import GRU, LSTM
 
@@ -15,6 +16,7 @@ MIXERS: dict[str, type[SequenceModule]] = {
     "deltanet": DeltaNet,
     "mamba": Mamba,
     "falcon_mamba": FalconMamba,
+    "mamba2": Mamba2,
     "min_gru": MinGRU,
     "min_lstm": MinLSTM,
     "gru": GRU,

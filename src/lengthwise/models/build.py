@@ -15,6 +15,7 @@ from lengthwise.contract import SequenceModule
 from lengthwise.errors import InputError, unknown
 from lengthwise.mixers import MIXERS
 from lengthwise.mixers.heads import default_heads
+from lengthwise.mixers.state_control import STATE_CONTROLS
 from lengthwise.models.expression import Combine, Expression, Leaf, Repeat, Sum, parse, point
 from lengthwise.models.stack import Bidirectional, Chain, Residual, Stack, TwoHop, build_norm
 from lengthwise.ops.patterns import PATTERNS
@@ -23,7 +24,11 @@ from lengthwise.positions import POSITIONS, Position
 PARTS: dict[str, type[SequenceModule]] = {**MIXERS, **CHANNELS}
 """Every part that an expression can name."""
 
-VALUES: dict[str, Mapping[str, Callable[..., Any]]] = {"position": POSITIONS, "pattern": PATTERNS}
+VALUES: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "position": POSITIONS,
+    "pattern": PATTERNS,
+    "state_control": STATE_CONTROLS,
+}
 """The tables in which the value of an argument is looked up, by the argument's name."""
 
 PASSED_DOWN = ("dim", "depth", "layer", "layers")

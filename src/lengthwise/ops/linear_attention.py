@@ -212,15 +212,15 @@ def chunked_backward(grad_o, grad_final, q, k, v, decay, o, kept, chunk, kernels
     whole = (q, k, grouped(v, groups), grouped(o, groups), grouped(grad_o, groups))
     with torch.autocast(q.device.type, enabled=False):
         for begin, end in reversed(spans(length, chunk, batch * heads)):
-            *given, grad = (split(x, begin, end, chunk, dtype) for x in whole)
+            queries, keys, values, outputs, grad = (split(x, begin, end, chunk, dtype) for x in whole)
             span = span_of(decay, begin, end, chunk, groups, dtype, kernels)
             states = kept[begin // chunk : -(-end // chunk) + 1]
-            read = span.read(given[0], grad)
+            read = span.read(queries, grad)
             grad_after = torch.empty_like(read)
             for n in reversed(range(len(read))):
                 grad_after[n] = grad_state
                 grad_state = span.carried(grad_state, n) + read[n]
-            found = span.gradients(tuple(given), grad, states, grad_after)
+            found = span.gradients((queries, keys, values, outputs), grad, states, grad_after)
             for place, part in zip(places, found[:3], strict=True):
                 put(place, begin, part)
             if found.moved is not None:

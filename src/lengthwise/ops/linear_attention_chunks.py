@@ -66,8 +66,8 @@ class HeadSpan(NamedTuple):
         else:
             total = total.unflatten(-1, (groups, -1)).movedim(-2, 2).flatten(1, 2)
         last = total[..., -1:, :]
-        weights = (w.to(dtype).exp().unsqueeze(-1) for w in (total, last - total, last))
-        return cls(total.mT.contiguous(), *weights, kernels)
+        enter, leave, carry = (w.to(dtype).exp().unsqueeze(-1) for w in (total, last - total, last))
+        return cls(total.mT.contiguous(), enter, leave, carry, kernels)
 
     def written(self, k: Keys, v: Values) -> States:
         """Kᵀ (leave ∘ V)"""
