@@ -14,6 +14,7 @@ BENCHES = {
     "decoding": "lengthwise.benches.mixers:decoding",
     "autocast": "lengthwise.benches.mixers:autocast",
     "mamba": "lengthwise.benches.mamba:mamba",
+    "mamba2": "lengthwise.benches.mamba:mamba2",
     "attention": "lengthwise.benches.attention:attention",
     "flash_attention": "lengthwise.benches.attention:flash_attention",
     "linear_attention": "lengthwise.benches.matrix_state:linear_attention",

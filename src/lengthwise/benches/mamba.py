@@ -1,9 +1,11 @@
-"""Benchmarks of Mamba as a model: a training step against a Transformer and against transformers' Mamba."""
+"""Benchmarks of Mamba and Mamba-2 as models: training steps against a Transformer, against transformers' models, and in
+half precision."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 from lengthwise.benches.row import Row
 from lengthwise.measure import interleaved, seconds
+from lengthwise.mixers.mamba2 import Mamba2
 from lengthwise.models.language_model import LanguageModel
 
 DIM, BATCH, VOCABULARY = 256, 2, 256
@@ -21,7 +24,14 @@ def mamba() -> Iterator[Row]:
     for length in (1024, 4096):
         yield against_a_transformer(length)
     if importlib.util.find_spec("transformers") is not None:
-        yield against_transformers(512)
+        yield against_transformers("mamba", 512)
+
+
+def mamba2() -> Iterator[Row]:
+    """The model's training step in half precision, and the step of transformers' model."""
+    yield in_half_precision("mamba2", 512)
+    if importlib.util.find_spec("transformers") is not None:
+        yield against_transformers("mamba2", 512)
 
 
 def against_a_transformer(length: int, layers: int = 4) -> Row:
@@ -50,21 +60,63 @@ def hidden(model: nn.Module, layers: int) -> int:
     return round(DIM + (parameters(model) - narrow) * DIM / (wide - narrow))
 
 
-def against_transformers(length: int, layers: int = 2, dim: int = DIM) -> Row:
-    """A training step of ours and of `MambaForCausalLM`, whose backward grows with the square of the length on the
-    processor; it therefore runs once."""
-    from transformers import MambaConfig, MambaForCausalLM
-
+def against_transformers(mixer: str, length: int, layers: int = 2, dim: int = DIM) -> Row:
+    """A training step of ours and of transformers' model of the same sizes, whose backward grows with the square of the
+    length on the processor; it therefore runs once."""
     torch.manual_seed(0)
-    ours = training_step(LanguageModel(VOCABULARY, dim, f"{layers}*mamba", position="none", tie=True), length)
-    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=dim, num_hidden_layers=layers, use_cache=False)
-    theirs = training_step(MambaForCausalLM(config), length)
+    peer = {"mamba": transformers_mamba, "mamba2": transformers_mamba2}[mixer](layers, dim)
+    tied = peer.config.tie_word_embeddings
+    ours = training_step(LanguageModel(VOCABULARY, dim, f"{layers}*{mixer}", position="none", tie=tied), length)
+    theirs = training_step(peer, length)
     own = interleaved({"ours": ours}, repeats=5)["ours"]
     return Row(
-        f"Mamba training step, {layers} layers of {dim}, batch {BATCH}, L {length}",
+        f"{mixer} training step, {layers} layers of {dim}, batch {BATCH}, L {length}",
         own,
         {"transformers": seconds(theirs) / own},
         note="transformers' model ran once",
+    )
+
+
+def transformers_mamba(layers: int, dim: int) -> Any:
+    """`MambaForCausalLM` with random weights."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return MambaForCausalLM(
+        MambaConfig(vocab_size=VOCABULARY, hidden_size=dim, num_hidden_layers=layers, use_cache=False)
+    )
+
+
+def transformers_mamba2(layers: int, dim: int) -> Any:
+    """`Mamba2ForCausalLM` with random weights and the sizes that ours has by default."""
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    mixer = Mamba2(dim)
+    sizes = {"num_heads": mixer.heads, "head_dim": mixer.head_dim, "n_groups": mixer.groups}
+    config = Mamba2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=dim,
+        num_hidden_layers=layers,
+        state_size=mixer.state_dim,
+        use_cache=False,
+        **sizes,
+    )
+    return Mamba2ForCausalLM(config)
+
+
+def in_half_precision(mixer: str, length: int, layers: int = 2, dim: int = 512) -> Row:
+    """A training step under bfloat16 autocast and one in float32."""
+    torch.manual_seed(0)
+    step = training_step(LanguageModel(VOCABULARY, dim, f"{layers}*{mixer}", position="none"), length)
+
+    def half() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            step()
+
+    times = interleaved({"bfloat16": half, "float32": step}, repeats=7)
+    return Row(
+        f"{mixer} training step in bfloat16, {layers} layers of {dim}, batch {BATCH}, L {length}",
+        times["bfloat16"],
+        {"float32": times["float32"] / times["bfloat16"]},
     )
 
 

@@ -20,6 +20,7 @@ RECURRENT = (
     "linear_attention(heads=4)",
     "deltanet(heads=4)",
     "mamba",
+    "mamba2",
     "min_gru",
     "min_lstm",
     "gru",
