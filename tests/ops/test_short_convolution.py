@@ -127,7 +127,7 @@ def test_under_compile(unchecked):
 def test_the_operator_is_registered_as_pytorch_asks():
     x, weight, bias, tail = (v.requires_grad_() for v in inputs(1, 5, 3, 4))
     nothing = torch.empty(0, 0, dtype=torch.bool)
-    given = (x, weight.t(), bias, tail, nothing, True)
+    given = (x, weight.t(), bias, tail, nothing, 1, True)
     torch.library.opcheck(torch.ops.lengthwise.short_convolution.default, given)
 
 
