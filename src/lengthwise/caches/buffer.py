@@ -13,54 +13,57 @@ SPARE = 64
 
 
 class Buffer:
-    """Keys and values with room behind them. `used` tokens have been written, by the newest cache that lies in it."""
+    """Tensors [batch, tokens, ...] with room behind them. `used` tokens have been written, by the newest cache that lies
+    in it."""
 
-    def __init__(self, keys: Tensor, values: Tensor, spare: int) -> None:
-        length = keys.shape[1]
-        self.keys, self.values = (x.new_empty(x.shape[0], length + spare, *x.shape[2:]) for x in (keys, values))
-        self.keys[:, :length], self.values[:, :length] = keys, values
-        self.used = length
+    def __init__(self, past: tuple[Tensor, ...], spare: int) -> None:
+        length = past[0].shape[1]
+        self.tensors = tuple(x.new_empty(x.shape[0], length + spare, *x.shape[2:]) for x in past)
+        self.used = 0
+        self.write(past)
 
     def takes(self, end: int, count: int) -> bool:
         """Whether a cache that ends at `end` may write `count` tokens behind itself."""
-        writable = torch.is_inference_mode_enabled() or not self.keys.is_inference()
-        return writable and end == self.used and end + count <= self.keys.shape[1]
+        first = self.tensors[0]
+        writable = torch.is_inference_mode_enabled() or not first.is_inference()
+        return writable and end == self.used and end + count <= first.shape[1]
 
-    def write(self, keys: Tensor, values: Tensor) -> None:
+    def write(self, new: tuple[Tensor, ...]) -> None:
         """Append tokens."""
-        end = self.used + keys.shape[1]
-        self.keys[:, self.used : end], self.values[:, self.used : end] = keys, values
+        end = self.used + new[0].shape[1]
+        for room, tokens in zip(self.tensors, new, strict=True):
+            room[:, self.used : end] = tokens
         self.used = end
 
-    def last(self, count: int) -> tuple[Tensor, Tensor]:
+    def last(self, count: int) -> tuple[Tensor, ...]:
         """The last `count` tokens, without a copy."""
-        return self.keys[:, self.used - count : self.used], self.values[:, self.used - count : self.used]
+        return tuple(room[:, self.used - count : self.used] for room in self.tensors)
 
 
 def appended(
     cache: State,
-    past: tuple[Float[Tensor, "batch past kv_heads head_dim"], Float[Tensor, "batch past kv_heads value_dim"]],
-    new: tuple[Float[Tensor, "batch new kv_heads head_dim"], Float[Tensor, "batch new kv_heads value_dim"]],
-) -> tuple[Tensor, Tensor, Buffer | None]:
+    past: tuple[Float[Tensor, "batch past *rest"], ...],
+    new: tuple[Float[Tensor, "batch new *rest"], ...],
+) -> tuple[tuple[Tensor, ...], Buffer | None]:
     """The tokens of `past` with `new` behind them, and the buffer they lie in, which the next cache takes over.
 
     The past isn't copied if the cache is the newest in its buffer; otherwise it is copied into a buffer of its own with
     room for half as many tokens again, so that tokens appended one by one cost one copy of a few of them each. With
     gradients, inside `torch.compile`, or where more comes than was there, the two are concatenated without a buffer.
     """
-    past_keys, past_values = past
-    keys, values = (t.to(p.dtype) for t, p in zip(new, past, strict=True))
-    length, count = past_keys.shape[1], keys.shape[1]
-    if length == 0 or count == 0:
-        kept = (past_keys, past_values) if count == 0 else (keys, values)
-        return *kept, buffer_of(cache) if count == 0 else None
+    new = tuple(t.to(p.dtype) for t, p in zip(new, past, strict=True))
+    length, count = past[0].shape[1], new[0].shape[1]
+    if count == 0:
+        return past, buffer_of(cache)
+    if length == 0:
+        return new, None
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or count >= length:
-        return torch.cat([past_keys, keys], 1), torch.cat([past_values, values], 1), None
+        return tuple(torch.cat(pair, 1) for pair in zip(past, new, strict=True)), None
     buffer = buffer_of(cache)
-    if buffer is None or not buffer.takes(_end(buffer, past_keys), count):
-        buffer = Buffer(past_keys, past_values, count + max(SPARE, length // 2))
-    buffer.write(keys, values)
-    return *buffer.last(length + count), buffer
+    if buffer is None or not buffer.takes(_end(buffer, past[0]), count):
+        buffer = Buffer(past, count + max(SPARE, length // 2))
+    buffer.write(new)
+    return buffer.last(length + count), buffer
 
 
 def buffer_of(cache: State) -> Buffer | None:
@@ -73,6 +76,7 @@ def leave(cache: State, buffer: Buffer | None) -> None:
     object.__setattr__(cache, "_buffer", buffer)
 
 
-def _end(buffer: Buffer, keys: Tensor) -> int:
-    """The number of tokens of the buffer up to the end of a view of it."""
-    return (keys.storage_offset() - buffer.keys.storage_offset()) // buffer.keys.stride(1) + keys.shape[1]
+def _end(buffer: Buffer, past: Tensor) -> int:
+    """The number of tokens of the buffer up to the end of a view of its first tensor."""
+    first = buffer.tensors[0]
+    return (past.storage_offset() - first.storage_offset()) // first.stride(1) + past.shape[1]

@@ -51,7 +51,7 @@ class FullCache(State):
     ) -> tuple[Context, FullCache]:
         """What queries at the new tokens attend to, and the cache after them. This cache stays as it is."""
         (batch, count), seen, device = keys.shape[:2], self.keys.shape[1], keys.device
-        all_keys, all_values, buffer = appended(self, (self.keys, self.values), (keys, values))
+        (all_keys, all_values), buffer = appended(self, (self.keys, self.values), (keys, values))
         row = torch.arange(seen, device=device)[None]
         start = self.start
         documents = None

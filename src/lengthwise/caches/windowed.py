@@ -59,7 +59,7 @@ class WindowedCache(State):
         layout: Layout | None = None,
     ) -> tuple[Context, WindowedCache]:
         """What queries at the new tokens attend to, and the cache after them. This cache stays as it is."""
-        near_keys, near_values, buffer = appended(self, (self.keys, self.values), (keys, values))
+        (near_keys, near_values), buffer = appended(self, (self.keys, self.values), (keys, values))
         context = self._context(keys, near_keys, near_values, layout)
         return context, self._after(keys, values, near_keys, near_values, layout, buffer)
 

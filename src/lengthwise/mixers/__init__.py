@@ -4,6 +4,7 @@ from lengthwise.contract import SequenceModule
 from lengthwise.mixers.attention import Attention
 from lengthwise.mixers.deltanet import DeltaNet
 from lengthwise.mixers.falcon_mamba import FalconMamba
+from lengthwise.mixers.hyena import Hyena
 from lengthwise.mixers.linear_attention import LinearAttention
 from lengthwise.mixers.mamba import Mamba
 from lengthwise.mixers.mamba2 import Mamba2
@@ -17,6 +18,7 @@ MIXERS: dict[str, type[SequenceModule]] = {
     "mamba": Mamba,
     "falcon_mamba": FalconMamba,
     "mamba2": Mamba2,
+    "hyena": Hyena,
     "min_gru": MinGRU,
     "min_lstm": MinLSTM,
     "gru": GRU,

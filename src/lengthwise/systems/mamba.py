@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lengthwise.errors import InputError
 from lengthwise.mixers.mamba import Mamba
+from lengthwise.ops.long_convolution import long_convolution
 from lengthwise.systems.selective_copying import build, medians
 from lengthwise.systems.system import Figure, Run, System, at_least, at_most
 
@@ -55,9 +56,7 @@ class TimeInvariantMamba(Mamba):
         decays = torch.exp(times * step * -self.A_log.exp())
         drive = step * self.B
         kernel = torch.einsum("len,en,en->le", decays[:length], drive, self.C)
-        size = 2 * length
-        spectrum = torch.fft.rfft(x, size, dim=1) * torch.fft.rfft(kernel, size, dim=0)
-        y = torch.fft.irfft(spectrum, size, dim=1)[:, :length] + self.D * x
+        y = long_convolution(x, kernel) + self.D * x
         after = torch.einsum("ble,len,en->ben", x, decays[:length].flip(0), drive)
         if h is not None:
             y = y + torch.einsum("len,ben,en->ble", decays[1:], h, self.C)
