@@ -13,8 +13,10 @@ SPARE = 64
 
 
 class Buffer:
-    """Tensors [batch, tokens, ...] with room behind them. `used` tokens have been written, by the newest cache that lies
-    in it."""
+    """Tensors [batch, tokens, ...] with room behind them.
+
+    `used` tokens have been written, by the newest cache that lies in it.
+    """
 
     def __init__(self, past: tuple[Tensor, ...], spare: int) -> None:
         length = past[0].shape[1]

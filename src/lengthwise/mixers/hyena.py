@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -22,7 +23,7 @@ KERNEL = 3
 """Taps of the short convolution."""
 
 TARGET, SLOWEST, FASTEST = 1e-2, 1.5, 0.3
-"""What the window has fallen to at these shares of the longest length, in the channels that fall slowest and fastest."""
+"""What the window falls to, and at which shares of the longest length in the slowest and the fastest channel."""
 
 
 class ImplicitFilter(nn.Module):
@@ -45,7 +46,7 @@ class ImplicitFilter(nn.Module):
         super().__init__()
         self.channels, self.max_length, self.bands, self.shift = channels, max_length, (emb_dim - 1) // 2, shift
         widths = [emb_dim, hidden, hidden, hidden, channels]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.layers[-1].register_parameter("bias", None)
         self.frequency = nn.Parameter(torch.full((hidden,), float(frequency)))
         for layer in self.layers:
@@ -124,9 +125,9 @@ class Hyena(SequenceModule):
         *,
         order: int = 2,
         max_length: int = 8192,
-        emb_dim: int = 5,
+        emb_dim: int = 33,
         filter_order: int = 64,
-        w: float = 10.0,
+        w: float = 14.0,
         shift: float = 0.0,
         depth: int = 1,
     ) -> None:
@@ -196,6 +197,10 @@ class Hyena(SequenceModule):
         if size not in self._made:
             self._made[size] = self.filter(size)
         return self._made[size][:taps]
+
+    def forget_filters(self) -> None:
+        """Let go of the filters that were kept."""
+        self._made_from, self._made = [], {}
 
     def _longest(self, length: int, state: HyenaState | None, layout: Layout | None) -> int:
         """Tokens of the longest document up to the end of this call."""

@@ -21,6 +21,7 @@ from lengthwise.systems.system import System
 SYSTEMS = {
     "deltanet": "lengthwise.systems.deltanet",
     "flash-attention-2": "lengthwise.systems.flash_attention_2",
+    "hyena": "lengthwise.systems.hyena",
     "linear-transformer": "lengthwise.systems.linear_transformer",
     "mamba": "lengthwise.systems.mamba",
     "min-rnn": "lengthwise.systems.min_rnn",

@@ -6,13 +6,14 @@ from lengthwise.tasks.addition import Addition
 from lengthwise.tasks.copying import Copying, SelectiveCopying
 from lengthwise.tasks.corpus import Corpus, read, standard_library
 from lengthwise.tasks.listops import ListOps
-from lengthwise.tasks.recall import AssociativeRecall, Induction, Overwriting, Passkey
+from lengthwise.tasks.recall import AssociativeRecall, Induction, Overwriting, Passkey, SingleRecall
 from lengthwise.tasks.task import Example, Task
 
 TASKS: dict[str, type[Task]] = {
     "copying": Copying,
     "selective_copying": SelectiveCopying,
     "associative_recall": AssociativeRecall,
+    "single_recall": SingleRecall,
     "overwriting": Overwriting,
     "induction": Induction,
     "passkey": Passkey,
@@ -32,6 +33,7 @@ __all__ = [
     "Overwriting",
     "Passkey",
     "SelectiveCopying",
+    "SingleRecall",
     "Task",
     "read",
     "standard_library",

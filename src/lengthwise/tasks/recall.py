@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from lengthwise.errors import InputError
-from lengthwise.tasks.task import Task, distinct, empty_example, require_at_least
+from lengthwise.tasks.task import Example, Task, distinct, empty_example, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,59 @@ class AssociativeRecall(Task):
         np.put_along_axis(targets, places, values, axis=1)
         np.put_along_axis(mask, places, True, axis=1)
         return tokens, targets, mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleRecall(Task):
+    """Associative recall with one query: a fresh map from keys to values, random pairs of it, a mark, and a key that
+    was shown, whose value is asked.
+
+    The loss is also on the values of the pairs, which can be known from the second time on that a key is shown. An odd
+    length leaves out the first key. Tokens: keys, then values, then the mark (Poli et al. 2023, arXiv 2302.10866).
+    """
+
+    length: int = 26
+    keys: int = 4
+    values: int = 4
+    title: ClassVar[str] = "associative recall with one query"
+
+    def __post_init__(self) -> None:
+        require_at_least(keys=(self.keys, 1), values=(self.values, 2))
+
+    @property
+    def vocab_size(self) -> int:
+        """Keys, values and the mark."""
+        return self.keys + self.values + 1
+
+    @property
+    def answers(self) -> range:
+        """The values."""
+        return range(self.keys, self.keys + self.values)
+
+    @property
+    def shortest(self) -> int:
+        """A pair, the mark and the key."""
+        return 4
+
+    def _generate(self, rng: np.random.Generator, batch: int, length: int) -> tuple[np.ndarray, ...]:
+        tokens, targets, mask = empty_example(batch, length + length % 2)
+        pairs = tokens.shape[1] // 2 - 1
+        value = rng.integers(self.keys, self.keys + self.values, (batch, self.keys))
+        shown = rng.integers(0, self.keys, (batch, pairs))
+        asked = np.take_along_axis(shown, rng.integers(length % 2, pairs, (batch, 1)), axis=1)
+        keys = np.concatenate([shown, asked], axis=1)
+        values = np.take_along_axis(value, keys, axis=1)
+        tokens[:, 0:-2:2], tokens[:, 1:-2:2] = shown, values[:, :-1]
+        tokens[:, -2], tokens[:, -1:] = self.keys + self.values, asked
+        targets[:, 0:-2:2], targets[:, -1] = values[:, :-1], values[:, -1]
+        mask[:, -1] = True
+        begin = length % 2
+        return tokens[:, begin:], targets[:, begin:], mask[:, begin:]
+
+    def loss(self, logits: Float[Tensor, "batch length vocab"], example: Example) -> Float[Tensor, ""]:
+        """Cross entropy in nats, averaged over the value asked for and those of the pairs."""
+        keys = example.tokens < self.keys
+        return F.cross_entropy(logits[keys].float(), example.targets[keys])
 
 
 @dataclass(frozen=True, kw_only=True)
