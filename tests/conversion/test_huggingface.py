@@ -19,6 +19,16 @@ KINDS = {
         {**SMALL, "tie_word_embeddings": False, "expand": 3, "conv_kernel": 3, "time_step_rank": 5},
     ),
     "falcon_mamba": ("FalconMamba", SMALL),
+    "mamba2": ("Mamba2", {**SMALL, "num_heads": 8, "head_dim": 8, "n_groups": 2}),
+    "mamba2, one group, other sizes": (
+        "Mamba2",
+        {**SMALL, "expand": 3, "num_heads": 6, "head_dim": 16, "n_groups": 1, "conv_kernel": 3},
+    ),
+    "rwkv": ("Rwkv", {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "rescale_every": 0}),
+    "rwkv, other sizes": (
+        "Rwkv",
+        {"vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 7, "intermediate_size": 30, "rescale_every": 0},
+    ),
 }
 
 

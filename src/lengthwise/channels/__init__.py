@@ -2,6 +2,7 @@
 
 from lengthwise.channels.mlp import MLP
 from lengthwise.channels.norm import LayerNorm, RMSNorm
+from lengthwise.channels.rwkv import RWKVChannels
 from lengthwise.channels.spiking import IntegrateAndFire, Spikes
 from lengthwise.channels.swiglu import SwiGLU
 from lengthwise.contract import SequenceModule
@@ -11,6 +12,7 @@ CHANNELS: dict[str, type[SequenceModule]] = {
     "swiglu": SwiGLU,
     "layernorm": LayerNorm,
     "rmsnorm": RMSNorm,
+    "rwkv_channels": RWKVChannels,
     "integrate_and_fire": IntegrateAndFire,
     "spikes": Spikes,
 }

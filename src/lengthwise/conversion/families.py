@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from lengthwise.channels.rwkv import RWKVChannels
 from lengthwise.contract import SequenceModule
 from lengthwise.errors import InputError
 from lengthwise.mixers.falcon_mamba import FalconMamba
 from lengthwise.mixers.mamba import Mamba
+from lengthwise.mixers.mamba2 import Mamba2
+from lengthwise.mixers.rwkv import RWKV
 from lengthwise.models.language_model import LanguageModel
 
 EPS = 1e-5
@@ -58,10 +61,10 @@ class Family:
             "num_hidden_layers": len(mixers),
             "tie_word_embeddings": model.config["tie"],
             **self.only,
-            **self.of_mixer(mixers[0]),
+            **self.of_mixer(model, mixers[0]),
         }
 
-    def of_mixer(self, mixer: SequenceModule) -> dict[str, Any]:
+    def of_mixer(self, model: LanguageModel, mixer: SequenceModule) -> dict[str, Any]:
         """The settings that a mixer has."""
         raise NotImplementedError
 
@@ -139,12 +142,11 @@ class MambaFamily(Family):
             "tie": read.flag("tie_word_embeddings", True),
         }
 
-    def of_mixer(self, mixer: SequenceModule) -> dict[str, Any]:
+    def of_mixer(self, model: LanguageModel, mixer: SequenceModule) -> dict[str, Any]:
         """The settings that a mixer has."""
         assert isinstance(mixer, Mamba)
-        dim = mixer.out_proj.out_features
         return {
-            "expand": mixer.width / dim if mixer.width % dim else mixer.width // dim,
+            "expand": ratio(mixer.width, model.dim),
             "intermediate_size": mixer.width,
             "state_size": mixer.state_dim,
             "conv_kernel": mixer.kernel,
@@ -161,10 +163,100 @@ class FalconMambaFamily(MambaFamily):
     only: ClassVar = {**MambaFamily.only, "mixer_rms_eps": 1e-6}
 
 
+class Mamba2Family(Family):
+    """Mamba-2, as mistralai/Mamba-Codestral-7B-v0.1."""
+
+    model_type = "mamba2"
+    architecture = "Mamba2ForCausalLM"
+    part = Mamba2
+    only: ClassVar = {**MambaFamily.only, "time_step_limit": [0.0, {"__float__": "Infinity"}]}
+
+    def translate(self, read: Reader) -> dict[str, Any]:
+        """The arguments of the LanguageModel."""
+        dim, layers = read.size("hidden_size", 4096), read.size("num_hidden_layers", 64)
+        sizes = {
+            "expansion": read.size("num_heads", 128) * read.size("head_dim", 64) / dim,
+            "head_dim": read.size("head_dim", 64),
+            "state_dim": read.size("state_size", 128),
+            "groups": read.size("n_groups", 8),
+            "kernel": read.size("conv_kernel", 4),
+        }
+        return {
+            "vocab_size": read.size("vocab_size", 32768),
+            "dim": dim,
+            "layers": f"{layers}*mamba2({arguments(sizes)})",
+            "position": "none",
+            "tie": read.flag("tie_word_embeddings", False),
+        }
+
+    def of_mixer(self, model: LanguageModel, mixer: SequenceModule) -> dict[str, Any]:
+        """The settings that a mixer has."""
+        assert isinstance(mixer, Mamba2)
+        return {
+            "expand": ratio(mixer.width, model.dim),
+            "num_heads": mixer.heads,
+            "head_dim": mixer.head_dim,
+            "state_size": mixer.state_dim,
+            "n_groups": mixer.groups,
+            "conv_kernel": mixer.kernel,
+        }
+
+
+class RWKVFamily(Family):
+    """RWKV-4, as RWKV/rwkv-4-169m-pile. Nothing is rescaled, as transformers does for half precision."""
+
+    model_type = "rwkv"
+    architecture = "RwkvForCausalLM"
+    part = RWKV
+    only: ClassVar = {"layer_norm_epsilon": EPS}
+    lifted = frozenset({"time_mix_key", "time_mix_value", "time_mix_receptance"})
+
+    def translate(self, read: Reader) -> dict[str, Any]:
+        """The arguments of the LanguageModel."""
+        dim, layers = read.size("hidden_size"), read.size("num_hidden_layers")
+        width = read.size("attention_hidden_size", dim)
+        if width != dim:
+            raise InputError(
+                f"{read.source} has attention_hidden_size = {width}; lengthwise has hidden_size, {dim}, alone"
+            )
+        hidden = read.size("intermediate_size", 4 * dim)
+        return {
+            "vocab_size": read.size("vocab_size"),
+            "dim": dim,
+            "layers": f"layernorm + {layers}*(rwkv + rwkv_channels(hidden={hidden}))",
+            "position": "none",
+            "norm": "layernorm",
+            "tie": read.flag("tie_word_embeddings", False),
+        }
+
+    def of_mixer(self, model: LanguageModel, mixer: SequenceModule) -> dict[str, Any]:  # noqa: ARG002
+        """The settings that a mixer has."""
+        channels = next((m for m in model.modules() if isinstance(m, RWKVChannels)), None)
+        hidden = 4 * model.dim if channels is None else channels.key.out_features
+        return {"attention_hidden_size": model.dim, "intermediate_size": hidden, "rescale_every": 0}
+
+    def prefixes(self, count: int) -> Sequence[tuple[str, str]]:
+        """Pairs of beginnings of names, ours and theirs, for a stack of `count` modules."""
+        layers = []
+        for n in range(count // 2):
+            for place, (norm, part) in enumerate((("ln1", "attention"), ("ln2", "feed_forward"))):
+                ours, theirs = f"stack.layers.{1 + 2 * n + place}", f"rwkv.blocks.{n}"
+                layers += [(f"{ours}.norm", f"{theirs}.{norm}"), (f"{ours}.part", f"{theirs}.{part}")]
+        ends = [("embedding", "rwkv.embeddings"), ("head", "head"), ("norm", "rwkv.ln_out")]
+        return [*ends, ("stack.layers.0.norm", "rwkv.blocks.0.pre_ln"), *layers]
+
+
 def arguments(values: Mapping[str, Any]) -> str:
     """Arguments as an expression writes them."""
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (MambaFamily(), FalconMambaFamily())}
+def ratio(a: int, b: int) -> int | float:
+    """a / b, whole where it is."""
+    return a / b if a % b else a // b
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (MambaFamily(), FalconMambaFamily(), Mamba2Family(), RWKVFamily())
+}
 """The families, by transformers' model_type."""

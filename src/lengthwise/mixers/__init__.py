@@ -10,6 +10,7 @@ from lengthwise.mixers.mamba import Mamba
 from lengthwise.mixers.mamba2 import Mamba2
 from lengthwise.mixers.min_rnn import MinGRU, MinLSTM
 from lengthwise.mixers.rnn import GRU, LSTM
+from lengthwise.mixers.rwkv import RWKV
 
 MIXERS: dict[str, type[SequenceModule]] = {
     "attention": Attention,
@@ -19,6 +20,7 @@ MIXERS: dict[str, type[SequenceModule]] = {
     "falcon_mamba": FalconMamba,
     "mamba2": Mamba2,
     "hyena": Hyena,
+    "rwkv": RWKV,
     "min_gru": MinGRU,
     "min_lstm": MinLSTM,
     "gru": GRU,
