@@ -11,7 +11,7 @@ from lengthwise.tasks import TASKS
 from lengthwise.tasks.addition import EQUALS, HINT, PLUS, Addition
 from lengthwise.tasks.copying import Copying, SelectiveCopying
 from lengthwise.tasks.listops import NAMES, OPERATORS, ListOps
-from lengthwise.tasks.recall import AssociativeRecall, Induction, Overwriting, Passkey
+from lengthwise.tasks.recall import AssociativeRecall, Induction, Overwriting, Passkey, SingleRecall
 
 NAMED = pytest.mark.parametrize("name", TASKS)
 
@@ -110,6 +110,20 @@ def test_associative_recall_asks_for_the_value_beside_the_key():
         pairs = dict(zip(tokens[0:16:2].tolist(), tokens[1:16:2].tolist(), strict=True))
         assert len(pairs) == task.pairs
         assert {int(k): int(v) for k, v in zip(tokens[mask], targets[mask], strict=True)} == pairs
+
+
+@given(length=st.integers(4, 40), seed=st.integers(0, 999))
+def test_single_recall_asks_for_the_value_of_a_key_that_was_shown(length, seed):
+    task = SingleRecall()
+    example = task.batch(3, length=length, seed=seed)
+    for tokens, targets, mask in zip(example.tokens, example.targets, example.mask, strict=True):
+        assert mask.tolist() == [False] * (length - 1) + [True]
+        assert tokens[-2] == task.vocab_size - 1
+        shown = tokens[length % 2 : -2].view(-1, 2)
+        value = dict(shown.tolist())
+        assert all(value[int(k)] == v for k, v in shown)
+        assert value[int(tokens[-1])] == targets[-1]
+        assert targets[length % 2 : -2 : 2].tolist() == shown[:, 1].tolist()
 
 
 @given(length=st.integers(31, 90), seed=st.integers(0, 999))

@@ -10,6 +10,7 @@ BENCHES = {
     "scan": "lengthwise.benches.scan:scan",
     "selective_scan": "lengthwise.benches.scan:selective_scan",
     "short_convolution": "lengthwise.benches.scan:short_convolution",
+    "long_convolution": "lengthwise.benches.convolution:long_convolution",
     "mixers": "lengthwise.benches.mixers:mixers",
     "decoding": "lengthwise.benches.mixers:decoding",
     "autocast": "lengthwise.benches.mixers:autocast",

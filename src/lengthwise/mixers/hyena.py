@@ -81,7 +81,7 @@ class ImplicitFilter(nn.Module):
         return torch.exp(-self._share(step) * decay) + self.shift
 
     def _steps(self, taps: int) -> Tensor:
-        return torch.arange(taps, dtype=torch.float64, device=self.frequency.device)[:, None]
+        return torch.arange(taps, dtype=torch.float64, device=next(self.parameters()).device)[:, None]
 
     def _share(self, step: Tensor) -> Tensor:
         return step / max(self.max_length - 1, 1)
@@ -118,6 +118,7 @@ class Hyena(SequenceModule):
 
     growth = "linear"
     inherits: ClassVar[tuple[str, ...]] = ("depth",)
+    filter_type: ClassVar[type[ImplicitFilter]] = ImplicitFilter
 
     def __init__(
         self,
@@ -141,7 +142,7 @@ class Hyena(SequenceModule):
         self.dim, self.order, self.max_length = dim, order, max_length
         self.in_proj = nn.Linear(dim, (order + 1) * dim)
         self.conv1d = nn.Conv1d((order + 1) * dim, (order + 1) * dim, KERNEL, groups=(order + 1) * dim)
-        self.filter = ImplicitFilter(
+        self.filter = self.filter_type(
             (order - 1) * dim, max_length, emb_dim=emb_dim, hidden=filter_order, frequency=w, shift=shift
         )
         self.beta = nn.Parameter(torch.randn((order - 1) * dim))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lengthwise.contract import SequenceModule
 from lengthwise.measure import interleaved
 from lengthwise.mixers.attention import Attention
-from lengthwise.mixers.hyena import Hyena
+from lengthwise.mixers.hyena import Hyena, ImplicitFilter
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
 from lengthwise.tasks.recall import SingleRecall
@@ -46,19 +46,24 @@ class UngatedHyena(Hyena):
         return v
 
 
-class FreeFilterHyena(Hyena):
-    """The same block with every tap of the filters a parameter of its own, N(0, 0.02) at first, under the window."""
+class FreeFilter(ImplicitFilter):
+    """Every tap a parameter of its own, N(0, 0.02) at first, under the same window."""
 
-    def __init__(self, dim: int, **settings: float) -> None:
-        super().__init__(dim, **settings)  # type: ignore[arg-type]
-        self.taps = nn.Parameter(0.02 * torch.randn(self.max_length, self.filter.channels))
+    def __init__(self, channels: int, max_length: int, **settings: float) -> None:
+        super().__init__(channels, max_length, **settings)  # type: ignore[arg-type]
+        del self.layers, self.frequency
+        self.taps = nn.Parameter(0.02 * torch.randn(max_length, channels))
         self.taps.no_weight_decay = True  # type: ignore[attr-defined]
-        for unused in self.filter.parameters():
-            unused.requires_grad_(False)
 
-    def filters(self, taps: int) -> Float[Tensor, "taps channels"]:
-        """h, of all convolutions."""
-        return self.taps[:taps] * self.filter.window(taps).to(self.taps.dtype)
+    def forward(self, taps: int) -> Float[Tensor, "taps channels"]:
+        """The first taps of the filters."""
+        return self.taps[:taps] * self.window(taps).to(self.taps.dtype)
+
+
+class FreeFilterHyena(Hyena):
+    """The same block without the network that makes the filters."""
+
+    filter_type = FreeFilter
 
 
 MIXERS: dict[str, type[SequenceModule]] = {"gated": Hyena, "ungated": UngatedHyena, "free_filter": FreeFilterHyena}

@@ -1,0 +1,80 @@
+"""Benchmarks of the long convolution: against its own Fourier transforms alone, and against softmax attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from lengthwise.benches.row import Row
+from lengthwise.measure import interleaved
+from lengthwise.ops.long_convolution import long_convolution as convolve
+from lengthwise.ops.long_convolution import transform_size
+
+LENGTHS = (4096, 16384, 65536)
+HEADS, HEAD_DIM = 4, 16
+TRANSFORMS, ATTENTION = "its Fourier transforms alone", "causal scaled_dot_product_attention"
+
+
+def long_convolution() -> Iterator[Row]:
+    """Filters as long as the input, at growing lengths."""
+    for length in LENGTHS:
+        yield from at_length(length)
+
+
+def at_length(length: int, heads: int = HEADS, head_dim: int = HEAD_DIM) -> Iterator[Row]:
+    """Forward, and forward and backward, against what the transforms take and against attention of the same width."""
+    torch.manual_seed(0)
+    channels = heads * head_dim
+    x, h, grad = torch.randn(1, length, channels), torch.randn(length, channels), torch.randn(1, length, channels)
+    q, k, v, slope = torch.randn(4, 1, heads, length, head_dim)
+    whole = {
+        "convolution": differentiated(convolve, [x, h], grad),
+        TRANSFORMS: transforms(length, channels, there=5, back=3),
+        ATTENTION: differentiated(attend, [q, k, v], slope),
+    }
+    with torch.no_grad():
+        forward = interleaved(
+            {
+                "convolution": lambda: convolve(x, h),
+                TRANSFORMS: transforms(length, channels, there=2, back=1),
+                ATTENTION: lambda: attend(q, k, v),
+            },
+            repeats=9,
+            limit=30,
+        )
+    name = f"L {length}, {channels} channels"
+    for kind, times in (("forward", forward), ("forward and backward", interleaved(whole, repeats=9, limit=30))):
+        yield Row(
+            f"long_convolution {kind}, {name}",
+            times["convolution"],
+            {peer: times[peer] / times["convolution"] for peer in (TRANSFORMS, ATTENTION)},
+            note=f"attention: {heads} heads of {head_dim}",
+        )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of [batch, heads, length, head_dim]."""
+    return scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def differentiated(form: Callable[..., Tensor], given: list[Tensor], grad: Tensor) -> Callable[[], object]:
+    """A function that runs a forward and a backward pass."""
+    leaves = [t.clone().requires_grad_() for t in given]
+    return lambda: torch.autograd.grad(form(*leaves), leaves, grad)
+
+
+def transforms(length: int, channels: int, there: int, back: int) -> Callable[[], None]:
+    """A function that runs so many transforms of every channel, of rows that are padded and contiguous already."""
+    rows = torch.randn(channels, transform_size(2 * length - 1))
+    spectrum = torch.fft.rfft(rows)
+
+    def run() -> None:
+        for _ in range(there):
+            torch.fft.rfft(rows)
+        for _ in range(back):
+            torch.fft.irfft(spectrum, rows.shape[1])
+
+    return run
