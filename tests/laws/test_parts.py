@@ -35,6 +35,7 @@ CONFIGURATIONS = [
     "mamba2(head_dim=4, state_dim=4, state_control=window(length=5))",
     "mamba2(head_dim=4, state_dim=4, state_control=normalise(limit=0.05, every=3))",
     "mamba2(head_dim=4, state_dim=4, state_control=forget(decay=2, insertion=0.5))",
+    "hyena(order=3, max_length=256, emb_dim=5)",
     "bidirectional(mamba)",
     "2*(attention(heads=2) + swiglu)",
     "two_hop(attention(heads=2) + swiglu)",

@@ -30,28 +30,26 @@ def at_length(length: int, heads: int = HEADS, head_dim: int = HEAD_DIM) -> Iter
     channels = heads * head_dim
     x, h, grad = torch.randn(1, length, channels), torch.randn(length, channels), torch.randn(1, length, channels)
     q, k, v, slope = torch.randn(4, 1, heads, length, head_dim)
+    forward = {
+        "convolution": lambda: convolve(x, h),
+        TRANSFORMS: transforms(length, channels, there=2, back=1),
+        ATTENTION: lambda: attend(q, k, v),
+    }
     whole = {
         "convolution": differentiated(convolve, [x, h], grad),
         TRANSFORMS: transforms(length, channels, there=5, back=3),
         ATTENTION: differentiated(attend, [q, k, v], slope),
     }
-    with torch.no_grad():
-        forward = interleaved(
-            {
-                "convolution": lambda: convolve(x, h),
-                TRANSFORMS: transforms(length, channels, there=2, back=1),
-                ATTENTION: lambda: attend(q, k, v),
-            },
-            repeats=9,
-            limit=30,
-        )
-    name = f"L {length}, {channels} channels"
-    for kind, times in (("forward", forward), ("forward and backward", interleaved(whole, repeats=9, limit=30))):
+    for kind, forms, gradient in (("forward", forward, False), ("forward and backward", whole, True)):
+        slow = forms.pop(ATTENTION)
+        with torch.set_grad_enabled(gradient):
+            times = interleaved(forms, repeats=15, warmup=2)
+            times |= interleaved({ATTENTION: slow}, repeats=5, warmup=0, limit=1)
         yield Row(
-            f"long_convolution {kind}, {name}",
+            f"long_convolution {kind}, L {length}, {channels} channels",
             times["convolution"],
             {peer: times[peer] / times["convolution"] for peer in (TRANSFORMS, ATTENTION)},
-            note=f"attention: {heads} heads of {head_dim}",
+            note=f"attention: {heads} heads of {head_dim}, run once where it takes more than a second",
         )
 
 

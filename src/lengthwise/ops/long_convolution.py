@@ -24,8 +24,11 @@ from lengthwise.errors import InputError
 from lengthwise.ops import fused
 from lengthwise.ops.backend import resolve
 
-BLOCK = 2**20
+BLOCK = 2**19
 """Numbers that are transformed at a time: more leave the processor's cache between two transforms."""
+
+CHANNELS = 8
+"""Channels that are taken at least: fewer are less than what is read of memory at a time."""
 
 ODD_FACTORS = (1, 3, 5, 9, 15)
 """Transforms of these times a power of two take equally long for each number."""
@@ -162,7 +165,7 @@ def _blocks(x: Tensor, taps: int, new: int) -> tuple[int, Iterator[slice]]:
     What a transform of this size wraps around falls on tokens that aren't asked for.
     """
     size = transform_size(max(x.shape[1], new + taps - 1))
-    channels = max(1, BLOCK // (size * x.shape[0]))
+    channels = max(CHANNELS, BLOCK // (size * x.shape[0]))
     return size, (slice(c, c + channels) for c in range(0, x.shape[2], channels))
 
 
