@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -46,10 +47,11 @@ class ImplicitFilter(nn.Module):
         super().__init__()
         self.channels, self.max_length, self.bands, self.shift = channels, max_length, (emb_dim - 1) // 2, shift
         widths = [emb_dim, hidden, hidden, hidden, channels]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
-        self.layers[-1].register_parameter("bias", None)
+        layers = [nn.Linear(*pair) for pair in pairwise(widths)]
+        layers[-1].register_parameter("bias", None)
+        self.layers = nn.ModuleList(layers)
         self.frequency = nn.Parameter(torch.full((hidden,), float(frequency)))
-        for layer in self.layers:
+        for layer in layers:
             nn.init.normal_(layer.weight, std=0.02)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -61,11 +63,11 @@ class ImplicitFilter(nn.Module):
         dtype = work_dtype(self.frequency.dtype)
         with torch.autocast(self.frequency.device.type, enabled=False):
             x = self.features(taps).to(dtype)
-            for number, layer in enumerate(self.layers):
+            for number, layer in enumerate(cast(Iterable[nn.Linear], self.layers)):
                 if number:
                     x = torch.sin(self.frequency.to(dtype) * x)
                 x = F.linear(x, layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype))
-            return x * self.window(taps).to(dtype)
+            return x * self.window(taps, dtype)
 
     def features(self, taps: int) -> Float[Tensor, "taps features"]:
         """z, in float64."""
@@ -74,11 +76,11 @@ class ImplicitFilter(nn.Module):
         angle = 2 * math.pi * step / self.max_length * bands
         return torch.cat([self._share(step), angle.cos(), -angle.sin()], 1)
 
-    def window(self, taps: int) -> Float[Tensor, "taps channels"]:
-        """exp(−τ |δ|) + shift, in float64."""
+    def window(self, taps: int, dtype: torch.dtype = torch.float64) -> Float[Tensor, "taps channels"]:
+        """exp(−τ |δ|) + shift."""
         step, slowest, fastest = self._steps(taps), -math.log(TARGET) / SLOWEST, -math.log(TARGET) / FASTEST
         decay = torch.linspace(slowest, fastest, self.channels, dtype=step.dtype, device=step.device)
-        return torch.exp(-self._share(step) * decay) + self.shift
+        return torch.exp(-self._share(step).to(dtype) * decay.to(dtype)) + self.shift
 
     def _steps(self, taps: int) -> Tensor:
         return torch.arange(taps, dtype=torch.float64, device=next(self.parameters()).device)[:, None]
@@ -223,7 +225,7 @@ class Hyena(SequenceModule):
         return self.dim * ((self.order - 1) * length * each + (self.order + 1) * (KERNEL - 1) * max(4, each))
 
 
-def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
+def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return len(a) == len(b) and all(
         p.dtype == q.dtype and p.device == q.device and torch.equal(p, q) for p, q in zip(a, b, strict=True)
     )

@@ -11,9 +11,10 @@ transforms stays in the processor's cache, and keeps no spectrum for the backwar
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -86,7 +87,8 @@ def long_convolution(
     return _forward(x, h, begins, past).to(given)
 
 
-class Documents(NamedTuple):
+@dataclass(frozen=True)
+class Documents:
     """Documents of nearly equal length, each ending a row of the same width: [documents, width] throughout.
 
     index: of each token in [batch · length]; where a row begins before its document, of any token.

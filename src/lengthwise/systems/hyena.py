@@ -57,7 +57,7 @@ class FreeFilter(ImplicitFilter):
 
     def forward(self, taps: int) -> Float[Tensor, "taps channels"]:
         """The first taps of the filters."""
-        return self.taps[:taps] * self.window(taps).to(self.taps.dtype)
+        return self.taps[:taps] * self.window(taps, self.taps.dtype)
 
 
 class FreeFilterHyena(Hyena):
