@@ -91,14 +91,15 @@ def transformers_mamba2(layers: int, dim: int) -> Any:
     from transformers import Mamba2Config, Mamba2ForCausalLM
 
     mixer = Mamba2(dim)
-    sizes = {"num_heads": mixer.heads, "head_dim": mixer.head_dim, "n_groups": mixer.groups}
     config = Mamba2Config(
         vocab_size=VOCABULARY,
         hidden_size=dim,
         num_hidden_layers=layers,
+        num_heads=mixer.heads,
+        head_dim=mixer.head_dim,
         state_size=mixer.state_dim,
+        n_groups=mixer.groups,
         use_cache=False,
-        **sizes,
     )
     return Mamba2ForCausalLM(config)
 

@@ -116,20 +116,22 @@ class Normalise(StateControl):
 
     def run(self, inputs: Inputs, memory: CountedState | None, starts: Starts | None) -> tuple[Outputs, CountedState]:
         """o for every token, and what to go on from."""
-        v, state = inputs[2], None if memory is None else memory.S
-        length = v.shape[1]
+        (q, k, v, decay), length = inputs, inputs[2].shape[1]
+        state = None if memory is None else memory.S
         seen = torch.zeros(len(v), dtype=torch.long, device=v.device) if memory is None else memory.seen
         after = self.counted(seen, length, starts)
         cuts = [t + 1 for t in range(length) if bool((after[:, t] == 0).any())] if length else []
         outputs, begin = [], 0
         for end in [*cuts, length] if length not in cuts else cuts:
-            part = (q[:, begin:end] for q in inputs)
-            o, state = linear_attention(*part, state, None if starts is None else starts[:, begin:end])
+            here = slice(begin, end)
+            first = None if starts is None else starts[:, here]
+            o, S = linear_attention(q[:, here], k[:, here], v[:, here], decay[:, here], state, first)
             if end in cuts:
-                state = torch.where((after[:, end - 1] == 0)[:, None, None, None], self.normalised(state), state)
+                S = torch.where((after[:, end - 1] == 0)[:, None, None, None], self.normalised(S), S)
+            state = S
             outputs.append(o)
             begin = end
-        return torch.cat(outputs, 1), CountedState(state, after[:, -1] if length else seen)
+        return torch.cat(outputs, 1), CountedState(S, after[:, -1] if length else seen)
 
     def counted(self, seen: Int[Tensor, " batch"], length: int, starts: Starts | None) -> Int[Tensor, "batch length"]:
         """Tokens of its document up to and with each token, modulo `every`."""
