@@ -16,7 +16,7 @@ from lengthwise.mixers.state_control import Normalise, StateControl, Window
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.systems.experiments import corpus, nll_by_position, train_bytes, validation_windows
 from lengthwise.systems.system import Figure, Run, System, at_least, reported
-from lengthwise.tasks.recall import Induction
+from lengthwise.tasks.recall import AssociativeRecall
 from lengthwise.tasks.task import Example
 from lengthwise.training.fit import fit
 
@@ -33,8 +33,8 @@ BYTES = "2*mamba2(head_dim=32, state_dim=64)"
 TRAINED, LENGTH, LATE, WINDOWS = 64, 4096, 2048, 96
 STEPS, RECALL_STEPS = 1500, 1000
 
-RECALL = Induction(length=256, vocabulary=32)
-"""One pair among noise: a key and, after it, its value; the key comes again at the end."""
+RECALL = AssociativeRecall(length=256, pairs=1, keys=15, values=16)
+"""One pair, then noise, and the key once more at a random place: a vocabulary of 32."""
 
 STATES = (2, 8, 32)
 CAPACITIES = (32, 64, 128, 256, 512, 1024, 2048)
@@ -46,8 +46,9 @@ def reproduce(run: Run) -> Iterator[Figure]:
 
     Late over early: bits per byte at positions 2049 to 4096 over those at 33 to 64. A repair's share is that of what
     late is above early. The normalisation's limits are the 95th percentile of a head's norms within the length of
-    training, applied every 64 tokens. Recall is trained at lengths from 16 to 256; capacity is the longest of 32, 64,
-    … 2048 that is answered right nine times out of ten, 16 where none is.
+    training, applied every 64 tokens. Recall is trained at lengths from 16 to 256 in batches of 16; capacity is the
+    longest of 32, 64, … 2048 that is answered right nine times out of ten, 16 where none is, so that 2048 may stand for
+    more.
     """
     seeds = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
     total = len(run.seeds) * (STEPS + len(STATES) * RECALL_STEPS)
@@ -162,7 +163,7 @@ def capacity(
     layers = f"2*mamba2(head_dim=32, state_dim={state_dim})"
     model = LanguageModel(RECALL.vocab_size, 64, layers, position="none")
     settings: dict[str, Any] = {"learning_rate": 4e-3, "warmup": steps // 10, "weight_decay": 0.01, "final": 0.0}
-    fit(model, recall_batches(32, seed), steps=steps, loss=RECALL.objective, on_step=on_step, **settings)
+    fit(model, recall_batches(16, seed), steps=steps, loss=RECALL.objective, on_step=on_step, **settings)
     model.eval()
     return max((length for length in CAPACITIES if recalled(model, length) >= 0.9), default=16)
 
