@@ -38,7 +38,8 @@ class RWKV(SequenceModule):
     channels, and nearer to 1 in deeper layers; W_v orthogonal; W_r, W_k and W_o zero, so that the branch begins silent.
     None of the vectors has weight decay. The average is computed in float32.
 
-    State: 4 dim numbers, whatever the length; with the channel mix's, 5. The parameters have the names of `RwkvSelfAttention` in transformers.
+    State: 4 dim numbers, whatever the length; with the channel mix's, 5. The parameters have the names of
+    `RwkvSelfAttention` in transformers.
     Peng et al. 2023, arXiv 2305.13048.
     """
 
