@@ -32,7 +32,9 @@ def value_and_gradients(given, starts, backend):
     given = [v.clone().requires_grad_() for v in given]
     y, final = ema(*given, starts, backend=backend)
     g = torch.Generator().manual_seed(7)
-    loss = sum((v * torch.randn(v.shape, generator=g, dtype=given[1].dtype)).sum().real for v in (y, final))
+    # Drawn in one precision for all, whose draws would differ, and real where y is.
+    kind = torch.complex128 if final.is_complex() else torch.float64
+    loss = sum((v * torch.randn(v.shape, generator=g, dtype=kind).to(final.dtype)).sum().real for v in (y, final))
     return [y, final, *torch.autograd.grad(loss, given)]
 
 
