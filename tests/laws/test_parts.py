@@ -36,6 +36,8 @@ CONFIGURATIONS = [
     "mamba2(head_dim=4, state_dim=4, state_control=normalise(limit=0.05, every=3))",
     "mamba2(head_dim=4, state_dim=4, state_control=forget(decay=2, insertion=0.5))",
     "hyena(order=3, max_length=256, emb_dim=5)",
+    "rrwkv(interval=3)",
+    "rrwkv_channels(interval=3)",
     "bidirectional(mamba)",
     "2*(attention(heads=2) + swiglu)",
     "two_hop(attention(heads=2) + swiglu)",

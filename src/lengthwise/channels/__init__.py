@@ -2,6 +2,7 @@
 
 from lengthwise.channels.mlp import MLP
 from lengthwise.channels.norm import LayerNorm, RMSNorm
+from lengthwise.channels.rrwkv import RRWKVChannels
 from lengthwise.channels.rwkv import RWKVChannels
 from lengthwise.channels.spiking import IntegrateAndFire, Spikes
 from lengthwise.channels.swiglu import SwiGLU
@@ -13,6 +14,7 @@ CHANNELS: dict[str, type[SequenceModule]] = {
     "layernorm": LayerNorm,
     "rmsnorm": RMSNorm,
     "rwkv_channels": RWKVChannels,
+    "rrwkv_channels": RRWKVChannels,
     "integrate_and_fire": IntegrateAndFire,
     "spikes": Spikes,
 }

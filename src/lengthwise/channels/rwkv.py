@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lengthwise.contract import Layout, SequenceModule, State
 from lengthwise.errors import InputError
-from lengthwise.ops.token_shift import token_shift
+from lengthwise.ops.token_shift import mix, token_shift
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class RWKVChannels(SequenceModule):
 
     receptive_field = 2
     inherits: ClassVar[tuple[str, ...]] = ("layer", "layers")
+    viewed: ClassVar[tuple[str, ...]] = ("time_mix_key", "time_mix_receptance")
 
     def __init__(self, dim: int, *, hidden: int | None = None, layer: int = 0, layers: int = 1):
         super().__init__()
@@ -65,9 +66,19 @@ class RWKVChannels(SequenceModule):
         """The output for every token, and the last token."""
         starts = None if layout is None else layout.starts
         before, last = token_shift(x, None if state is None else state.last, starts)
-        k = self.key(torch.lerp(before, x, self.time_mix_key.to(x.dtype)))
-        r = self.receptance(torch.lerp(before, x, self.time_mix_receptance.to(x.dtype)))
-        return torch.sigmoid(r) * self.value(F.relu(k).square()), RWKVChannelsState(last)
+        return self.perceptron(*self.mixed(before, x)), RWKVChannelsState(last)
+
+    def mixed(
+        self, before: Float[Tensor, "batch length dim"], x: Float[Tensor, "batch length dim"]
+    ) -> list[Float[Tensor, "batch length dim"]]:
+        """x^k and x^r."""
+        return [mix(before, x, share) for share in (self.time_mix_key, self.time_mix_receptance)]
+
+    def perceptron(
+        self, for_key: Float[Tensor, "batch length dim"], for_receptance: Float[Tensor, "batch length dim"]
+    ) -> Float[Tensor, "batch length dim"]:
+        """y of x^k and x^r."""
+        return torch.sigmoid(self.receptance(for_receptance)) * self.value(F.relu(self.key(for_key)).square())
 
     def state_nbytes(self, length: int) -> int:  # noqa: ARG002
         """4 dim bytes after any number of tokens."""

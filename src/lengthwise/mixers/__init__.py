@@ -10,6 +10,7 @@ from lengthwise.mixers.mamba import Mamba
 from lengthwise.mixers.mamba2 import Mamba2
 from lengthwise.mixers.min_rnn import MinGRU, MinLSTM
 from lengthwise.mixers.rnn import GRU, LSTM
+from lengthwise.mixers.rrwkv import RRWKV
 from lengthwise.mixers.rwkv import RWKV
 
 MIXERS: dict[str, type[SequenceModule]] = {
@@ -21,6 +22,7 @@ MIXERS: dict[str, type[SequenceModule]] = {
     "mamba2": Mamba2,
     "hyena": Hyena,
     "rwkv": RWKV,
+    "rrwkv": RRWKV,
     "min_gru": MinGRU,
     "min_lstm": MinLSTM,
     "gru": GRU,

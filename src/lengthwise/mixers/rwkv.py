@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lengthwise.contract import Layout, SequenceModule, State
 from lengthwise.ops.fused import work_dtype
-from lengthwise.ops.token_shift import token_shift
+from lengthwise.ops.token_shift import mix, token_shift
 from lengthwise.ops.wkv import wkv
 
 
@@ -44,6 +44,7 @@ class RWKV(SequenceModule):
     """
 
     inherits: ClassVar[tuple[str, ...]] = ("layer", "layers")
+    viewed: ClassVar[tuple[str, ...]] = ("time_mix_key", "time_mix_value", "time_mix_receptance")
 
     def __init__(self, dim: int, *, layer: int = 0, layers: int = 1):
         super().__init__()
@@ -71,11 +72,20 @@ class RWKV(SequenceModule):
         starts = None if layout is None else layout.starts
         last, averages = (None, None) if state is None else (state.last, state.averages)
         before, last = token_shift(x, last, starts)
-        k = self.key(torch.lerp(before, x, self.time_mix_key.to(x.dtype)))
-        v = self.value(torch.lerp(before, x, self.time_mix_value.to(x.dtype)))
-        r = self.receptance(torch.lerp(before, x, self.time_mix_receptance.to(x.dtype)))
-        y, averages = wkv(k, v, self.time_decay.to(work_dtype(x.dtype)).exp(), self.time_first, averages, starts)
+        for_key, for_value, for_receptance = self.mixed(before, x)
+        k, v, r = self.key(for_key), self.value(for_value), self.receptance(for_receptance)
+        y, averages = wkv(k, v, self.rate(x.dtype), self.time_first, averages, starts)
         return self.output(torch.sigmoid(r) * y), RWKVState(last, averages)
+
+    def mixed(
+        self, before: Float[Tensor, "batch length dim"], x: Float[Tensor, "batch length dim"]
+    ) -> list[Float[Tensor, "batch length dim"]]:
+        """x^k, x^v and x^r."""
+        return [mix(before, x, s) for s in (self.time_mix_key, self.time_mix_value, self.time_mix_receptance)]
+
+    def rate(self, dtype: torch.dtype) -> Float[Tensor, " dim"]:
+        """w, in the precision of the average."""
+        return self.time_decay.to(work_dtype(dtype)).exp()
 
     def state_nbytes(self, length: int) -> int:  # noqa: ARG002
         """16 dim bytes after any number of tokens."""

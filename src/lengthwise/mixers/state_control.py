@@ -25,6 +25,7 @@ from torch.nn import functional
 from lengthwise.contract import State
 from lengthwise.errors import InputError
 from lengthwise.ops.chunk_decay import FORGOTTEN
+from lengthwise.ops.intervals import tokens_modulo
 from lengthwise.ops.linear_attention import linear_attention
 
 Matrix = Float[Tensor, "batch heads key_dim value_dim"]
@@ -119,7 +120,7 @@ class Normalise(StateControl):
         (q, k, v, decay), length = inputs, inputs[2].shape[1]
         state = None if memory is None else memory.S
         seen = torch.zeros(len(v), dtype=torch.long, device=v.device) if memory is None else memory.seen
-        after = self.counted(seen, length, starts)
+        after = tokens_modulo(seen, length, starts, self.every)
         cuts = [t + 1 for t in range(length) if bool((after[:, t] == 0).any())] if length else []
         outputs, begin = [], 0
         for end in [*cuts, length] if length not in cuts else cuts:
@@ -132,14 +133,6 @@ class Normalise(StateControl):
             outputs.append(o)
             begin = end
         return torch.cat(outputs, 1), CountedState(S, after[:, -1] if length else seen)
-
-    def counted(self, seen: Int[Tensor, " batch"], length: int, starts: Starts | None) -> Int[Tensor, "batch length"]:
-        """Tokens of its document up to and with each token, modulo `every`."""
-        index = torch.arange(length, device=seen.device).expand(len(seen), -1)
-        if starts is None:
-            return (seen[:, None] + index + 1) % self.every
-        begin = torch.where(starts, index, -1).cummax(1).values
-        return torch.where(begin < 0, seen[:, None] + index + 1, index - begin + 1) % self.every
 
     def normalised(self, state: Matrix) -> Matrix:
         """The state with no head's norm above its limit."""
