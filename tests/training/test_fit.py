@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lengthwise.errors import InputError
-from lengthwise.training.fit import fit, next_token_loss
+from lengthwise.training.fit import bounded_next_token_loss, fit, logit_penalty, next_token_loss
 
 
 class Bigram(nn.Module):
@@ -34,6 +34,22 @@ def test_next_token_loss_is_the_mean_cross_entropy():
 def test_half_precision_logits_are_summed_in_float32():
     model = Bigram().bfloat16()
     assert next_token_loss(model, torch.randint(7, (2, 5))).dtype == torch.float32
+
+
+def test_the_penalty_pulls_the_largest_logit_of_each_place_alone():
+    logits = torch.tensor([[[1.0, 3.0, 2.0], [-4.0, -5.0, -6.0]]], dtype=torch.float64, requires_grad=True)
+    penalty = logit_penalty(logits)
+    assert penalty.item() == pytest.approx(0.5e-4 * (9 + 16) / 2, rel=1e-12)
+    (slope,) = torch.autograd.grad(penalty, [logits])
+    expected = torch.tensor([[[0.0, 3.0, 0.0], [-4.0, 0.0, 0.0]]], dtype=torch.float64) * 1e-4 / 2
+    torch.testing.assert_close(slope, expected)
+
+
+def test_the_bounded_loss_is_both():
+    torch.manual_seed(0)
+    model, tokens = Bigram().double(), torch.randint(7, (3, 6))
+    expected = next_token_loss(model, tokens) + logit_penalty(model(tokens[:, :-1])[0])
+    torch.testing.assert_close(bounded_next_token_loss(model, tokens), expected)
 
 
 def test_fit_learns_a_deterministic_successor():

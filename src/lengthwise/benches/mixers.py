@@ -21,7 +21,6 @@ RECURRENT = (
     "deltanet(heads=4)",
     "mamba",
     "mamba2",
-    "mamba2",
     "rwkv + rwkv_channels",
     "min_gru",
     "min_lstm",

@@ -24,7 +24,28 @@ def next_token_loss(model: nn.Module, tokens: Int[Tensor, "batch tokens"]) -> Fl
     − 1/(B L) Σ_b Σ_{t=1..L} log p(x_{b,t} | x_{b,<t})
     """
     logits, _ = model(tokens[:, :-1])
-    return F.cross_entropy(at_least_float32(logits).flatten(0, 1), tokens[:, 1:].flatten())
+    return cross_entropy(logits, tokens[:, 1:])
+
+
+def bounded_next_token_loss(model: nn.Module, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, ""]:
+    """`next_token_loss` and the `logit_penalty` of the same logits, as RWKV is trained."""
+    logits, _ = model(tokens[:, :-1])
+    return cross_entropy(logits, tokens[:, 1:]) + logit_penalty(logits)
+
+
+def cross_entropy(logits: Float[Tensor, "batch length vocab"], targets: Int[Tensor, "batch length"]) -> Tensor:
+    """Mean cross-entropy of the targets, in nats."""
+    return F.cross_entropy(at_least_float32(logits).flatten(0, 1), targets.flatten())
+
+
+def logit_penalty(logits: Float[Tensor, "batch length vocab"], weight: float = 1e-4) -> Float[Tensor, ""]:
+    """What keeps logits from drifting away together, to which cross-entropy is blind.
+
+        weight/2 · mean_{b,t} (max_v z_{b,t,v})²
+
+    Its gradient pulls the largest logit of each place, and no other, towards 0. Peng et al. 2023, arXiv 2305.13048.
+    """
+    return weight / 2 * at_least_float32(logits).max(-1).values.square().mean()
 
 
 def at_least_float32(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
