@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lengthwise.benches import mamba, scan
+from lengthwise.benches import recurrent_models, scan
 from lengthwise.ops.scan import log_scan
 from lengthwise.ops.selective_scan import selective_scan
 
@@ -37,15 +37,15 @@ def test_peers_compute_the_same():
 def test_a_transformer_of_equal_parameters():
     from lengthwise.models.language_model import LanguageModel
 
-    model = LanguageModel(256, mamba.DIM, "4*mamba", position="none")
-    width = mamba.hidden(model, 2)
-    other = LanguageModel(256, mamba.DIM, f"2*(attention + mlp(hidden={width}))")
-    assert mamba.parameters(other) == pytest.approx(mamba.parameters(model), rel=1e-3)
+    model = LanguageModel(256, recurrent_models.DIM, "4*mamba", position="none")
+    width = recurrent_models.hidden(model, 2)
+    other = LanguageModel(256, recurrent_models.DIM, f"2*(attention + mlp(hidden={width}))")
+    assert recurrent_models.parameters(other) == pytest.approx(recurrent_models.parameters(model), rel=1e-3)
 
 
 def test_rows_of_a_short_training_step(monkeypatch):
     monkeypatch.setattr(mamba, "DIM", 64)
-    row = mamba.against_a_transformer(4, layers=2)
+    row = recurrent_models.against_a_transformer(4, layers=2)
     assert row.seconds > 0
     assert "parameters" in row.note
 

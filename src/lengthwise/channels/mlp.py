@@ -12,11 +12,13 @@ from torch.nn import functional
 
 from lengthwise.contract import Layout, SequenceModule, StateTree
 from lengthwise.errors import InputError, unknown
+from lengthwise.ops.squared_relu import squared_relu
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "relu": functional.relu,
     "silu": functional.silu,
+    "squared_relu": squared_relu,
 }
 """Activations by name. "gelu" is the exact one, with the error function."""
 
@@ -26,9 +28,9 @@ class MLP(SequenceModule):
 
         y = W_2 act(W_1 x + b_1) + b_2          W_1: [hidden, dim], W_2: [dim, hidden]
 
-    hidden: 4 dim unless given. activation: "gelu", "relu" or "silu". bias: whether there are b_1 and b_2.
-    depth: the number of residual branches of the model. W_1 begins as N(0, 0.02), W_2 as N(0, 0.02 / sqrt(depth)), as
-    in GPT-2, and the biases as 0.
+    hidden: 4 dim unless given. activation: "gelu", "relu", "silu" or "squared_relu". bias: whether there are b_1 and
+    b_2. depth: the number of residual branches of the model. W_1 begins as N(0, 0.02), W_2 as N(0, 0.02 / sqrt(depth)),
+    as in GPT-2, and the biases as 0.
 
     Vaswani et al. 2017, arXiv 1706.03762.
     """

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lengthwise.contract import Layout, SequenceModule, State
 from lengthwise.errors import InputError
+from lengthwise.ops.squared_relu import squared_relu
 from lengthwise.ops.token_shift import mix, token_shift
 
 
@@ -78,7 +78,7 @@ class RWKVChannels(SequenceModule):
         self, for_key: Float[Tensor, "batch length dim"], for_receptance: Float[Tensor, "batch length dim"]
     ) -> Float[Tensor, "batch length dim"]:
         """y of x^k and x^r."""
-        return torch.sigmoid(self.receptance(for_receptance)) * self.value(F.relu(self.key(for_key)).square())
+        return torch.sigmoid(self.receptance(for_receptance)) * self.value(squared_relu(self.key(for_key)))
 
     def state_nbytes(self, length: int) -> int:  # noqa: ARG002
         """4 dim bytes after any number of tokens."""

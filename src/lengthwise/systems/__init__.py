@@ -28,6 +28,7 @@ SYSTEMS = {
     "multi-query-attention": "lengthwise.systems.multi_query_attention",
     "nope": "lengthwise.systems.nope",
     "roformer": "lengthwise.systems.roformer",
+    "rwkv": "lengthwise.systems.rwkv",
     "stuffed-mamba": "lengthwise.systems.stuffed_mamba",
 }
 """The systems that are built, by key, and the module of each."""

@@ -1,10 +1,11 @@
-"""Benchmarks of Mamba and Mamba-2 as models: training steps against a Transformer, against transformers' models, and in
+"""Benchmarks of recurrent models as a whole: training steps against a Transformer, against transformers' models, and in
 half precision."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,15 +24,19 @@ def mamba() -> Iterator[Row]:
     """The model's training step at two lengths, and the step of transformers' model."""
     for length in (1024, 4096):
         yield against_a_transformer(length)
-    if importlib.util.find_spec("transformers") is not None:
-        yield against_transformers("mamba", 512)
+    yield from against_transformers("mamba", 512)
 
 
 def mamba2() -> Iterator[Row]:
     """The model's training step in half precision, and the step of transformers' model."""
     yield in_half_precision("mamba2", 512)
-    if importlib.util.find_spec("transformers") is not None:
-        yield against_transformers("mamba2", 512)
+    yield from against_transformers("mamba2", 512)
+
+
+def rwkv() -> Iterator[Row]:
+    """RWKV-4's training step in half precision, and the step of transformers' model."""
+    yield in_half_precision("rwkv", 512)
+    yield from against_transformers("rwkv", 512)
 
 
 def against_a_transformer(length: int, layers: int = 4) -> Row:
@@ -60,17 +65,32 @@ def hidden(model: nn.Module, layers: int) -> int:
     return round(DIM + (parameters(model) - narrow) * DIM / (wide - narrow))
 
 
-def against_transformers(mixer: str, length: int, layers: int = 2, dim: int = DIM) -> Row:
-    """A training step of ours and of transformers' model of the same sizes, whose backward grows with the square of the
-    length on the processor; it therefore runs once."""
+@dataclass(frozen=True)
+class Peer:
+    """A model that transformers has too: what it builds, from the number of layers and the width, and our layers."""
+
+    build: Callable[[int, int], Any]
+    layers: str
+    norm: str = "rmsnorm"
+
+    def ours(self, count: int, dim: int, tie: bool = False) -> LanguageModel:
+        """Our model of so many layers."""
+        layers = self.layers.format(count=count)
+        return LanguageModel(VOCABULARY, dim, layers, position="none", norm=self.norm, tie=tie)
+
+
+def against_transformers(name: str, length: int, layers: int = 2, dim: int = DIM) -> Iterator[Row]:
+    """A training step of ours and of transformers' model of the same sizes, where it is installed. Its backward grows
+    with the square of the length on the processor, so it runs once."""
+    if importlib.util.find_spec("transformers") is None:
+        return
     torch.manual_seed(0)
-    peer = {"mamba": transformers_mamba, "mamba2": transformers_mamba2}[mixer](layers, dim)
-    tied = peer.config.tie_word_embeddings
-    ours = training_step(LanguageModel(VOCABULARY, dim, f"{layers}*{mixer}", position="none", tie=tied), length)
-    theirs = training_step(peer, length)
+    peer = PEERS[name].build(layers, dim)
+    model = PEERS[name].ours(layers, dim, peer.config.tie_word_embeddings)
+    ours, theirs = training_step(model, length), training_step(peer, length)
     own = interleaved({"ours": ours}, repeats=5)["ours"]
-    return Row(
-        f"{mixer} training step, {layers} layers of {dim}, batch {BATCH}, L {length}",
+    yield Row(
+        f"{name} training step, {layers} layers of {dim}, batch {BATCH}, L {length}",
         own,
         {"transformers": seconds(theirs) / own},
         note="transformers' model ran once",
@@ -104,10 +124,26 @@ def transformers_mamba2(layers: int, dim: int) -> Any:
     return Mamba2ForCausalLM(config)
 
 
-def in_half_precision(mixer: str, length: int, layers: int = 2, dim: int = 512) -> Row:
+def transformers_rwkv(layers: int, dim: int) -> Any:
+    """`RwkvForCausalLM` with random weights. It takes two layers at least, and no gradient where it keeps a state."""
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    sizes = {"hidden_size": dim, "num_hidden_layers": layers, "rescale_every": 0}
+    return RwkvForCausalLM(RwkvConfig(vocab_size=VOCABULARY, use_cache=False, **sizes))
+
+
+PEERS = {
+    "mamba": Peer(transformers_mamba, "{count}*mamba"),
+    "mamba2": Peer(transformers_mamba2, "{count}*mamba2"),
+    "rwkv": Peer(transformers_rwkv, "layernorm + {count}*(rwkv + rwkv_channels)", "layernorm"),
+}
+"""What is measured against transformers."""
+
+
+def in_half_precision(name: str, length: int, layers: int = 2, dim: int = 512) -> Row:
     """A training step under bfloat16 autocast and one in float32."""
     torch.manual_seed(0)
-    step = training_step(LanguageModel(VOCABULARY, dim, f"{layers}*{mixer}", position="none"), length)
+    step = training_step(PEERS[name].ours(layers, dim), length)
 
     def half() -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -115,7 +151,7 @@ def in_half_precision(mixer: str, length: int, layers: int = 2, dim: int = 512) 
 
     times = interleaved({"bfloat16": half, "float32": step}, repeats=7)
     return Row(
-        f"{mixer} training step in bfloat16, {layers} layers of {dim}, batch {BATCH}, L {length}",
+        f"{name} training step in bfloat16, {layers} layers of {dim}, batch {BATCH}, L {length}",
         times["bfloat16"],
         {"float32": times["float32"] / times["bfloat16"]},
     )
