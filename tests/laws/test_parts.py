@@ -42,6 +42,7 @@ CONFIGURATIONS = [
     "2*(attention(heads=2) + swiglu)",
     "two_hop(attention(heads=2) + swiglu)",
     "chain(min_gru + integrate_and_fire(tau=1.5))",
+    "perspectives(rwkv + rwkv_channels, views=3)",
     "mamba + attention(window=4, heads=2) + mlp",
 ]
 
@@ -49,6 +50,7 @@ MODELS = {
     "transformer with rope": {"layers": "2*(attention(heads=2) + swiglu)", "position": "rope"},
     "transformer with learned positions": {"layers": "attention(heads=2) + mlp", "position": "learned(length=256)"},
     "mamba": {"layers": "2*mamba"},
+    "rwkv from two perspectives": {"layers": "layernorm + perspectives(rwkv + rwkv_channels)"},
     "hybrid, tied": {"layers": "deltanet(heads=2) + attention(window=4, heads=2) + min_gru + mlp", "tie": True},
 }
 

@@ -17,6 +17,7 @@ from lengthwise.mixers import MIXERS
 from lengthwise.mixers.heads import default_heads
 from lengthwise.mixers.state_control import STATE_CONTROLS
 from lengthwise.models.expression import Combine, Expression, Leaf, Repeat, Sum, parse, point
+from lengthwise.models.perspectives import Perspectives
 from lengthwise.models.stack import Bidirectional, Chain, Residual, Stack, TwoHop, build_norm
 from lengthwise.ops.patterns import PATTERNS
 from lengthwise.positions import POSITIONS, Position
@@ -151,9 +152,27 @@ def chain(builder: Builder, leaf: Leaf) -> SequenceModule:
     return Chain([builder.part(term) for term in terms if isinstance(term, Leaf)])
 
 
+def perspectives(builder: Builder, leaf: Leaf) -> SequenceModule:
+    """`perspectives(3*(rwkv + rwkv_channels), views=2)`: views of the sequence through shared weights, then the model's
+    norm, then their blend."""
+    settings = dict(leaf.kwargs)
+    if len(leaf.args) != 1 or not isinstance(leaf.args[0], Expression):
+        raise builder.error(leaf, f"perspectives takes layers, as perspectives(rwkv + rwkv_channels), got {leaf}")
+    for name in settings:
+        if name not in ("views", "blend"):
+            raise builder.error(leaf, f"perspectives: {unknown('argument', name, ['views', 'blend'])}")
+    named = {name: builder.value(name, value) for name, value in settings.items()}
+    branches = builder.branches(leaf.args[0])
+    try:
+        return Perspectives(branches, build_norm(builder.norm, builder.dim), builder.dim, **named)
+    except (InputError, TypeError) as mistake:
+        raise builder.error(leaf, f"perspectives: {mistake}") from mistake
+
+
 COMBINATORS: dict[str, Callable[[Builder, Leaf], SequenceModule]] = {
     "bidirectional": bidirectional,
     "chain": chain,
+    "perspectives": perspectives,
     "two_hop": two_hop,
 }
 """What wraps other parts, by the names that expressions use."""
