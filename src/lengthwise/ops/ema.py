@@ -65,7 +65,9 @@ def ema(
     """
     form = resolve(backend, ("numba", "torch", "reference"), x)
     dtype, given = fused.work_dtype(x.dtype), x.dtype
-    numbers = dtype.to_complex() if any(v is not None and v.is_complex() for v in (q, w, initial)) else dtype
+    numbers = dtype
+    if any(v is not None and v.is_complex() for v in (q, w, initial)):
+        numbers = torch.complex128 if dtype == torch.float64 else torch.complex64
     if initial is None:
         initial = torch.zeros(x.shape[0], *q.shape, dtype=numbers, device=x.device)
     x, q, w, initial = x.to(dtype), q.to(numbers), w.to(numbers), initial.to(numbers)
