@@ -4,6 +4,7 @@ import pytest
 
 from lengthwise.benches import recurrent_models as models
 from lengthwise.mixers.mamba2 import Mamba2
+from lengthwise.models.language_model import LanguageModel
 
 
 def test_half_precision_is_measured_against_float32():
@@ -33,3 +34,24 @@ def test_the_sizes_are_those_of_the_mixer():
     mixer = Mamba2(64)
     assert (config.num_heads, config.head_dim, config.state_size) == (mixer.heads, mixer.head_dim, mixer.state_dim)
     assert config.n_groups == mixer.groups
+
+
+def test_rows_of_a_short_training_step(monkeypatch):
+    monkeypatch.setattr(models, "DIM", 64)
+    row = models.against_a_transformer(4, layers=2)
+    assert row.seconds > 0
+    assert "parameters" in row.note
+
+
+@pytest.mark.slow
+def test_a_step_of_transformers_model_takes_longer():
+    pytest.importorskip("transformers")
+    row = models.against_transformers("mamba", 64, layers=1, dim=64)
+    assert row.ratios["transformers"] > 2  # at length 512 it is more than ten times that
+
+
+def test_a_transformer_of_equal_parameters():
+    model = LanguageModel(256, models.DIM, "4*mamba", position="none")
+    width = models.hidden(model, 2)
+    other = LanguageModel(256, models.DIM, f"2*(attention + mlp(hidden={width}))")
+    assert models.parameters(other) == pytest.approx(models.parameters(model), rel=1e-3)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lengthwise.benches import recurrent_models, scan
+from lengthwise.benches import scan
 from lengthwise.ops.scan import log_scan
 from lengthwise.ops.selective_scan import selective_scan
 
@@ -32,26 +32,3 @@ def test_peers_compute_the_same():
     torch.testing.assert_close(scan.mambapy_scan(*given), selective_scan(*given)[0])
     log_a, log_b = -torch.rand(1, 16, 6), torch.randn(1, 16, 6)
     torch.testing.assert_close(scan.cumulative_log_scan(log_a, log_b), log_scan(log_a, log_b)[0])
-
-
-def test_a_transformer_of_equal_parameters():
-    from lengthwise.models.language_model import LanguageModel
-
-    model = LanguageModel(256, recurrent_models.DIM, "4*mamba", position="none")
-    width = recurrent_models.hidden(model, 2)
-    other = LanguageModel(256, recurrent_models.DIM, f"2*(attention + mlp(hidden={width}))")
-    assert recurrent_models.parameters(other) == pytest.approx(recurrent_models.parameters(model), rel=1e-3)
-
-
-def test_rows_of_a_short_training_step(monkeypatch):
-    monkeypatch.setattr(mamba, "DIM", 64)
-    row = recurrent_models.against_a_transformer(4, layers=2)
-    assert row.seconds > 0
-    assert "parameters" in row.note
-
-
-@pytest.mark.slow
-def test_a_step_of_transformers_model_takes_longer():
-    pytest.importorskip("transformers")
-    row = mamba.against_transformers("mamba", 64, layers=1, dim=64)
-    assert row.ratios["transformers"] > 2  # at length 512 it is more than ten times that

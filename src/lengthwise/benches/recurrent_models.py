@@ -128,8 +128,10 @@ def transformers_rwkv(layers: int, dim: int) -> Any:
     """`RwkvForCausalLM` with random weights. It takes two layers at least, and no gradient where it keeps a state."""
     from transformers import RwkvConfig, RwkvForCausalLM
 
-    sizes = {"hidden_size": dim, "num_hidden_layers": layers, "rescale_every": 0}
-    return RwkvForCausalLM(RwkvConfig(vocab_size=VOCABULARY, use_cache=False, **sizes))
+    config = RwkvConfig(
+        vocab_size=VOCABULARY, hidden_size=dim, num_hidden_layers=layers, rescale_every=0, use_cache=False
+    )
+    return RwkvForCausalLM(config)
 
 
 PEERS = {

@@ -36,7 +36,7 @@ class RWKVChannels(SequenceModule):
     Peng et al. 2023, arXiv 2305.13048. Raises InputError for hidden below 1.
     """
 
-    receptive_field = 2
+    receptive_field: int | None = 2
     inherits: ClassVar[tuple[str, ...]] = ("layer", "layers")
     viewed: ClassVar[tuple[str, ...]] = ("time_mix_key", "time_mix_receptance")
 
