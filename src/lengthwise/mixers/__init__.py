@@ -2,6 +2,7 @@
 
 from lengthwise.contract import SequenceModule
 from lengthwise.mixers.attention import Attention
+from lengthwise.mixers.chunked_attention import ChunkedAttention
 from lengthwise.mixers.deltanet import DeltaNet
 from lengthwise.mixers.falcon_mamba import FalconMamba
 from lengthwise.mixers.hyena import Hyena
@@ -15,6 +16,7 @@ from lengthwise.mixers.rwkv import RWKV
 
 MIXERS: dict[str, type[SequenceModule]] = {
     "attention": Attention,
+    "chunked_attention": ChunkedAttention,
     "linear_attention": LinearAttention,
     "deltanet": DeltaNet,
     "mamba": Mamba,

@@ -82,9 +82,7 @@ class Attention(SequenceModule):
         layout: Layout | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], FullCache | WindowedCache | None]:
         """Every token's output, and the cache after them, which is None where attention isn't causal."""
-        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim))
-        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
-        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        q, k, v = self.project(x)
         cache = self.empty(k, v) if state is None or not self.causal else state
         if self.position is not None and self.position.has("rotate"):
             places = cache.places(x.shape[1], layout)
@@ -102,6 +100,19 @@ class Attention(SequenceModule):
             positions=None if context.consecutive else context.positions,
         )
         return self.o_proj(o.flatten(2)), after if self.causal else None
+
+    def project(
+        self, x: Float[Tensor, "batch length dim"]
+    ) -> tuple[
+        Float[Tensor, "batch length heads head_dim"],
+        Float[Tensor, "batch length kv_heads head_dim"],
+        Float[Tensor, "batch length kv_heads head_dim"],
+    ]:
+        """q, k and v."""
+        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim))
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        return q, k, v
 
     def empty(self, k: Tensor, v: Tensor) -> FullCache | WindowedCache:
         """The cache before the first token."""

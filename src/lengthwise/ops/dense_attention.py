@@ -16,7 +16,7 @@ def dense(
     k: Float[Tensor, "batch keys kv_heads head_dim"],
     v: Float[Tensor, "batch keys kv_heads value_dim"],
     scale: float | None = None,
-    mask: Bool[Tensor, "#batch #heads queries keys"] | Float[Tensor, "#batch #heads queries keys"] | None = None,
+    mask: Bool[Tensor, "#batch #heads #queries keys"] | Float[Tensor, "#batch #heads #queries keys"] | None = None,
     is_causal: bool = False,
 ) -> Float[Tensor, "batch queries heads value_dim"]:
     """Attention to all keys, to those of a mask, or, with as many queries as keys, to those up to the query.
