@@ -239,3 +239,40 @@ class LeavesTheGraph(MovingAverage):
     def forward(self, x, state=None, layout=None):
         y, state = super().forward(x, state, layout)
         return (y if float(x.sum()) < 1e9 else -y), state
+
+
+@dataclass(frozen=True)
+class Weighted(State):
+    """top, bottom, high: [batch, dim]."""
+
+    top: Tensor
+    bottom: Tensor
+    high: Tensor
+
+
+class KeepsTheMaximum(MovingAverage):
+    """y_t = Σ e^{k_i} x_i / Σ e^{k_i} below a running maximum of k, which starts leave as it is."""
+
+    def forward(self, x, state=None, layout=None):
+        kind = torch.promote_types(x.dtype, torch.float32)
+        zero = x.new_zeros(x.shape[0], self.dim, dtype=kind)
+        top, bottom, high = (zero, zero, zero - 1e30) if state is None else (state.top, state.bottom, state.high)
+        keys, out = self.read(x).to(kind), []
+        for t, start in enumerate(self.starts(x, layout).unbind(1)):
+            higher = torch.maximum(high, keys[:, t])
+            kept, new = torch.where(start[:, None], 0.0, torch.exp(high - higher)), torch.exp(keys[:, t] - higher)
+            top, bottom, high = kept * top + new * x[:, t], kept * bottom + new, higher
+            out.append(top / bottom)
+        y = torch.stack(out, 1) if out else x.new_zeros(x.shape, dtype=kind)
+        return self.write(y.to(x.dtype)), Weighted(top, bottom, high)
+
+    def state_nbytes(self, length: int) -> int:
+        return 12 * self.dim
+
+
+class DividesByNothing(DocumentMean):
+    """Padding is the mean of no token."""
+
+    def forward(self, x, state=None, layout=None):
+        same = self.same(x, layout).to(x.dtype)
+        return self.write(same @ x / same.sum(-1, keepdim=True)), None

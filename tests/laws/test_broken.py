@@ -12,6 +12,7 @@ BROKEN = {
     "ForgetsTheState": ("resumable", "batch 1, length 2, cut at 1"),
     "ForgetsForManyTokens": ("resumable", "batch 1, length 3, cut at 1"),
     "MixesDocuments": ("packed", "batch 1, length 2, documents of 1, 1"),
+    "KeepsTheMaximum": ("packed", "batch 1, length 2, documents of 1, 1, inputs times 1000"),
     "DependsOnTheBatch": ("rows", "batch 2, length 1"),
     "WrongGradient": ("gradients", "batch 1, length 1"),
     "Grows": ("growth", "batch 1, length 1"),
@@ -19,6 +20,7 @@ BROKEN = {
     "ReadsPadding": ("padding", "batch 2, length 2, rows of 2 | 1, padded on the right"),
     "ReadsPaddingOnTheLeft": ("padding", "batch 2, length 2, rows of 2 | 1, padded on the left"),
     "OverflowsOnLargeInputs": ("finite", "batch 1, length 1, inputs times 10000"),
+    "DividesByNothing": ("finite", "batch 2, length 1, documents of 1 | 0"),
     "RoundsItsState": ("bfloat16", "batch 1, length 1"),
     "LosesAParameter": ("saved", "batch 1, length 1"),
     "SeesFurtherThanDeclared": ("receptive_field", "batch 1, length 4"),
@@ -52,6 +54,7 @@ CONSEQUENCES = {
     "ForgetsTheState": {"lengths"},
     "ForgetsForManyTokens": {"lengths"},
     "DependsOnTheBatch": {"padding", "packed"},
+    "KeepsTheMaximum": {"finite"},
     "MutatesItsState": {"gradients", "padding", "rows", "saved"},
 }
 """Laws that the broken one takes with it: what leaks the future can't be resumed either."""

@@ -57,7 +57,7 @@ def test_systems_is_a_mapping():
     assert set(lw.systems) == set(lw.systems.keys()) == set(SYSTEMS)
     assert len(lw.systems) == len(SYSTEMS)
     assert "mamba" in lw.systems
-    assert "rwkv" not in lw.systems
+    assert "yoso" not in lw.systems
     assert lw.systems["mamba"].key == "mamba"
     assert dict(lw.systems.items())["mamba"] is lw.systems["mamba"]
     assert [s.key for s in lw.systems.values()] == list(SYSTEMS)
@@ -65,7 +65,7 @@ def test_systems_is_a_mapping():
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("mambo", "did you mean mamba"), ("rwkv", "isn't built yet"), ("", "unknown system")],
+    [("mambo", "did you mean mamba"), ("yoso", "isn't built yet"), ("", "unknown system")],
 )
 def test_a_key_that_is_unknown_or_not_built_is_one_sentence(key, message):
     with pytest.raises(InputError, match=message) as caught:
@@ -81,7 +81,7 @@ def test_an_unknown_part_is_one_sentence(name):
 
 def test_listing_the_systems_does_not_import_torch():
     code = (
-        "import sys; from lengthwise.systems.runner import list_systems, show; list_systems(); show('rwkv'); "
+        "import sys; from lengthwise.systems.runner import list_systems, show; list_systems(); show('yoso'); "
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)

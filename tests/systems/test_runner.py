@@ -135,7 +135,7 @@ def test_systems_and_show_print_what_there_is(capsys, monkeypatch):
     assert "roformer" in printed
     assert "2104.09864" in printed
     assert "not built yet" in printed
-    runner.show("rwkv")
+    runner.show("yoso")
     assert "not built yet" in capsys.readouterr().out
     with pytest.raises(InputError, match="no system matches"):
         runner.list_systems(find="nothing of this name")

@@ -1,5 +1,6 @@
 """Trained models of other libraries, and what becomes of them."""
 
 from lengthwise.conversion.huggingface import load, load_transformers, save_transformers
+from lengthwise.conversion.perspectives import add_perspectives, train_only
 
-__all__ = ["load", "load_transformers", "save_transformers"]
+__all__ = ["add_perspectives", "load", "load_transformers", "save_transformers", "train_only"]

@@ -1,5 +1,7 @@
 """A trained model read from several perspectives, for a brief fine-tuning.
 
+    from lengthwise.conversion import add_perspectives, train_only
+
     model = add_perspectives(base, views=4)          # computes what the base computes
     train_only(model, "perspectives")                # some thousandths of the parameters
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lengthwise.contract import Layout
+
 Outcome = Literal["holds", "broken", "excused", "does not apply"]
 
 
@@ -46,6 +48,11 @@ class Case:
     def width(self) -> int:
         """The number of tokens in a row, padding included."""
         return self.length if self.documents is None else max(map(sum, self.documents), default=0)
+
+    @property
+    def layout(self) -> Layout | None:
+        """Where the tokens are, where rows are packed."""
+        return None if self.documents is None else Layout.packed(self.documents)
 
     @property
     def pieces(self) -> list[tuple[int, int]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lengthwise.contract import Layout, State, StateTree, map_state, state_tensors
+from lengthwise.contract import State, StateTree, map_state, state_tensors
 from lengthwise.laws.law import Breach, Case, Law, equal
+from lengthwise.laws.order import lacking
 from lengthwise.laws.subject import Subject
 from lengthwise.ops.backend import use
 
@@ -52,8 +53,7 @@ def weights_like(y: Tensor, seed: int = 0) -> Tensor:
 
 def loss_of(subject: Subject, module: nn.Module, x: Tensor, case: Case, state: StateTree) -> Tensor:
     """A loss of the outputs of all pieces and of the last state."""
-    layout = Layout.packed(case.documents) if case.documents else None
-    total: Tensor = torch.zeros((), dtype=torch.float64)
+    layout, total = case.layout, torch.zeros((), dtype=torch.float64)
     for begin, end in case.pieces:
         part = None if layout is None else layout.slice(begin, end)
         y, state = subject.run(x[:, begin:end], state, part, module)
@@ -94,9 +94,7 @@ def fast(subject: Subject, case: Case) -> None:
                 named, x, state = variables(subject, case, module)
                 loss = loss_of(subject, module, x, case, state)
                 gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-                y, last = subject.run(
-                    x.detach(), state, Layout.packed(case.documents) if case.documents else None, module
-                )
+                y, last = subject.run(x.detach(), state, case.layout, module)
             results[form] = (y, list(state_tensors(last)), dict(zip(named, gradients, strict=True)))
         (y, last, wanted), (got_y, got_last, got) = results["reference"], results[case.form or "auto"]
         tolerance, precision = FORM_TOLERANCE[dtype], str(dtype).removeprefix("torch.")
@@ -126,6 +124,7 @@ def form_cases(subject: Subject) -> Iterable[Case]:
         for length in (7, 1, subject.chunk + 1):
             yield Case(batch=2, length=length, form=form)
         yield Case(documents=((4, 1, 3), (7, 1)), form=form)
+        yield Case(documents=((1,) * 8, (3, 0, 5)), form=form)
 
 
 def gradients(subject: Subject, case: Case) -> None:
@@ -226,11 +225,11 @@ def _recurrent_states(state: StateTree) -> Iterable[StateTree]:
 
 
 def finite(subject: Subject, case: Case) -> None:
-    """No NaN and no overflow, in output, state and gradients, at extreme inputs."""
+    """No NaN and no overflow, in output, state and gradients, at extreme inputs, padding included."""
     module = subject.get(torch.float32)
     x = subject.inputs(case)
     x = x.float().requires_grad_() if x.is_floating_point() else x
-    y, state = subject.run(x, module=module)
+    y, state = subject.run(x, None, case.layout, module)
     _all_finite(y, "the output")
     for t in state_tensors(state):
         if t.is_floating_point() and torch.isnan(t).any():
@@ -283,7 +282,18 @@ def gradient_cases(subject: Subject) -> Iterable[Case]:
     if subject.causal:
         yield Case(length=6, cuts=(2,))
     yield Case(documents=((3, 1, 2),))
+    yield Case(documents=((1,) * 4,))
     yield Case(batch=1, length=subject.chunk + 1)
+
+
+def finite_cases(subject: Subject) -> Iterable[Case]:
+    """One document, and rows with starts at some tokens, at every token, padded, and with padding alone."""
+    scales = SCALES if subject.vocabulary is None else (1.0,)
+    for scale in scales:
+        yield Case(length=20, scale=scale)
+    if "packed" not in lacking(subject):
+        for scale in dict.fromkeys((1.0, *scales)):
+            yield Case(documents=((4, 1, 7), (9,), (1,) * 12, (0,)), scale=scale)
 
 
 def _no_forms(subject: Subject) -> str | None:
@@ -295,10 +305,5 @@ LAWS = [
     Law("gradients", "gradients equal finite differences in float64", gradient_cases, gradients),
     Law("bfloat16", "bfloat16 stays close to float32", lambda s: [Case(length=s.chunk + 8)], bfloat16),
     Law("lengths", "any length works: 0, 1, one less and one more than a chunk", length_cases, lengths),
-    Law(
-        "finite",
-        "no NaN and no overflow at extreme inputs",
-        lambda s: [replace(Case(length=20), scale=k) for k in (SCALES if s.vocabulary is None else (1.0,))],
-        finite,
-    ),
+    Law("finite", "no NaN and no overflow at extreme inputs, nor at padding", finite_cases, finite),
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from lengthwise.contract import Layout, StateTree, map_state, state_tensors
+from lengthwise.contract import StateTree, map_state, state_tensors
 from lengthwise.laws.law import Breach, Case, Law, equal
 from lengthwise.laws.subject import Subject
 
@@ -59,7 +59,7 @@ def cut_cases(subject: Subject) -> Iterable[Case]:
 def resumable(subject: Subject, case: Case) -> None:
     """Cut anywhere and going on from the state gives what the whole gives."""
     x = subject.inputs(case)
-    layout = Layout.packed(case.documents) if case.documents else None
+    layout = case.layout
     expected, _ = subject.run(x, None, layout)
     state: StateTree = None
     for begin, end in case.pieces:

@@ -21,6 +21,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 a few hundred terms."""
 
 
+KERNEL_CHUNK = 32
+"""Tokens from one state that the fused kernels of scans keep for their backward to the next."""
+
+
 class Subject:
     """A module under examination.
 
@@ -84,9 +88,9 @@ class Subject:
 
     @property
     def chunk(self) -> int:
-        """The longest chunk that any part of the module works in; 16 where none says."""
+        """The longest chunk that any part of the module works in; where none says, that of the fused kernels."""
         sizes = [getattr(m, "chunk", None) for m in self._first.modules()]
-        return min(max((n for n in sizes if isinstance(n, int)), default=16), 128)
+        return min(max((n for n in sizes if isinstance(n, int)), default=KERNEL_CHUNK), 128)
 
     def at(self, dim: int) -> Subject:
         """The same target at another width."""

@@ -1,8 +1,8 @@
 """Holds causal language models of Hugging Face transformers to the laws.
 
-A model becomes a `SequenceModule`: tokens in, logits out, and its cache (`past_key_values`, `cache_params` or `state`)
-as the state. A transformers cache is changed in place by the model; here it is taken apart into tensors and put
-together anew for every call, so that it is a value.
+A model becomes a `SequenceModule`: tokens in, logits out, and its cache (`cache`, or before release 5.24
+`past_key_values` and `cache_params`; `state`) as the state. A transformers cache is changed in place by the model; here
+it is taken apart into tensors and put together anew for every call, so that it is a value.
 
 Needs the extra `[hf]`.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from lengthwise.contract import Layout, SequenceModule, State, StateTree
 from lengthwise.errors import InputError, unknown
 
-CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")
+CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params", "state")
 """What models of transformers call their cache, in arguments and outputs alike."""
 
 TINY = {
@@ -137,7 +137,9 @@ class TransformersModel(SequenceModule):
         super().__init__()
         self.model = model
         arguments = inspect.signature(model.forward).parameters
-        self.vocab_size = int(model.config.get_text_config().vocab_size)
+        config = model.config.get_text_config()
+        self.vocab_size = int(config.vocab_size)
+        self.attends = hasattr(config, "num_attention_heads")
         self.cache_argument = next((name for name in CACHE_ARGUMENTS if name in arguments), None)
         self.takes_positions = "position_ids" in arguments
         self.lacks = dict(LACKS)
@@ -158,7 +160,7 @@ class TransformersModel(SequenceModule):
         if state is not None:
             mask = torch.cat([state.mask, new], dim=1)
         # Attention needs to know of the padding in its cache; a recurrence takes the mask of the new tokens only.
-        told = mask if self.cache_argument == "past_key_values" else new
+        told = mask if self.attends else new
         arguments: dict[str, Any] = {}
         if not bool(told.all()):
             arguments["attention_mask"] = told

@@ -35,7 +35,7 @@ Membrane = Float[Tensor, "batch channels"]
 
 
 def spike(v: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Θ(v), whose derivative is that of the arctangent. NaN doesn't fire."""
+    """Θ(v), whose derivative is that of the arctangent. NaN stays NaN."""
     smooth = torch.atan(math.pi / 2 * ALPHA * v) / math.pi
     # The value is exactly Θ(v), since a number less itself is 0; the gradient is that of `smooth`.
     return (v >= 0).to(v.dtype) + (smooth - smooth.detach())

@@ -19,7 +19,7 @@ def _step(x, membrane, charge, spikes, leak):
         h = membrane[i] + (x[i] - membrane[i]) * leak
         fired = h >= one
         charge[i] = h
-        spikes[i] = one if fired else zero
+        spikes[i] = one if fired else (zero if h < one else h)  # NaN stays NaN, so that nothing hides it
         membrane[i] = zero if fired else h
 
 
