@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
-from lengthwise.generation.sample import Sampling, generate
+from lengthwise.generation.sample import generate
+from lengthwise.generation.sampling import Sampling
 from lengthwise.models import LanguageModel
 
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.2, 0.3]))

@@ -3,7 +3,7 @@ import torch
 
 from lengthwise.errors import InputError
 from lengthwise.generation import session as sessions
-from lengthwise.generation.sample import Sampling
+from lengthwise.generation.sampling import Sampling
 from lengthwise.generation.session import Session, fingerprint
 from lengthwise.models import LanguageModel, save_state
 

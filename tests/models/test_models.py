@@ -8,7 +8,8 @@ import torch
 import lengthwise as lw
 from lengthwise.contract import Layout
 from lengthwise.errors import InputError
-from lengthwise.models.saving import load, load_state, save_state
+from lengthwise.models.loading import load
+from lengthwise.models.states import load_state, save_state
 
 LAYERS = "2*(attention(heads=2) + swiglu) + mamba"
 
@@ -142,7 +143,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lengthwise.models.saving.save_file", full)
+    monkeypatch.setattr("lengthwise.models.files.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         lw.LanguageModel(50, 16, "mlp").save(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

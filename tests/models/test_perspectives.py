@@ -9,7 +9,8 @@ from lengthwise.conversion.perspectives import add_perspectives, train_only
 from lengthwise.errors import InputError
 from lengthwise.models.build import build
 from lengthwise.models.language_model import LanguageModel
-from lengthwise.models.saving import load, load_state, save_state
+from lengthwise.models.loading import load
+from lengthwise.models.states import load_state, save_state
 
 BASE = "layernorm + 2*(rwkv + rwkv_channels)"
 

@@ -10,7 +10,7 @@ import torch
 
 from lengthwise.errors import InputError
 from lengthwise.models import LanguageModel, load
-from lengthwise.models.saving import read_tensors
+from lengthwise.models.files import read_tensors
 from lengthwise.options.training import to_mapping
 from lengthwise.training import checkpoint, loop, snapshot
 from lengthwise.training.batches import rows_of_steps

@@ -8,7 +8,8 @@ from pathlib import Path
 from lengthwise.conversion import load, save_transformers
 from lengthwise.conversion.huggingface import is_transformers
 from lengthwise.errors import InputError
-from lengthwise.models.saving import CONFIG, read_json, save_model
+from lengthwise.models.files import read_json
+from lengthwise.models.saving import CONFIG, save_model
 from lengthwise.training.checkpoint import find_checkpoint, tokenizer_of
 
 

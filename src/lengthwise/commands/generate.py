@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lengthwise.conversion import load
 from lengthwise.errors import InputError
-from lengthwise.generation.sample import Sampling
+from lengthwise.generation.sampling import Sampling
 from lengthwise.generation.session import Session
 from lengthwise.generation.text import text_of
 from lengthwise.models import LanguageModel

@@ -16,7 +16,7 @@ from rich.table import Table
 from lengthwise.conversion import load
 from lengthwise.errors import InputError
 from lengthwise.models import LanguageModel
-from lengthwise.models.saving import read_json
+from lengthwise.models.files import read_json
 from lengthwise.options.training import EvaluateOptions, TrainOptions, read_config, to_mapping
 from lengthwise.tasks.corpus import read
 from lengthwise.training.checkpoint import LAST, find_checkpoint, linked, tokenizer_of

@@ -17,7 +17,7 @@ from lengthwise.comparison.scoring import score
 from lengthwise.comparison.shares import Progress, Share, train, warm_up
 from lengthwise.errors import InputError
 from lengthwise.models.language_model import LanguageModel
-from lengthwise.models.saving import load
+from lengthwise.models.loading import load
 from lengthwise.reports.numbers import show_bits, show_count
 from lengthwise.reports.records import Candidate, Finished, Measurement, RecordFile, Skipped, TrainingPoint
 from lengthwise.training.device import autocast

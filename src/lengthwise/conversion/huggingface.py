@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from lengthwise.contract import SequenceModule
 from lengthwise.conversion.families import FAMILIES, Family
 from lengthwise.errors import InputError, unknown
-from lengthwise.models import saving
+from lengthwise.models import loading
+from lengthwise.models.files import read_json, read_tensors, write_json, write_tensors
 from lengthwise.models.language_model import LanguageModel
-from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights, own_tensors, read_json, read_tensors
+from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights, own_tensors
 
 INDEX = "model.safetensors.index.json"
 """Where the weights are in several files, says which are in which."""
@@ -35,7 +36,7 @@ def load(path: str | Path, parts: Mapping[str, type[SequenceModule]] | None = No
     config = Path(path) / CONFIG
     if config.is_file() and is_transformers(read_json(config)):
         return load_transformers(path)
-    return saving.load(path, parts)
+    return loading.load(path, parts)
 
 
 def is_transformers(description: Any) -> bool:
@@ -105,9 +106,9 @@ def save_transformers(model: nn.Module, path: str | Path) -> None:
         names[name]: tensor.reshape(1, 1, -1) if names[name].rpartition(".")[2] in family.lifted else tensor
         for name, tensor in own_tensors(model).items()
     }
-    saving.write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     kind = {"model_type": family.model_type, "architectures": [family.architecture], "dtype": dtype_name(model)}
-    saving.write_json(folder / CONFIG, {**kind, **family.settings(model)})
+    write_json(folder / CONFIG, {**kind, **family.settings(model)})
 
 
 def dtype_name(model: nn.Module) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lengthwise.contract import StateTree, map_state
 from lengthwise.errors import InputError
-from lengthwise.generation.sample import Prompt, Sampling, as_tokens
-from lengthwise.models.saving import load_state, own_tensors, save_state
+from lengthwise.generation.sampling import Prompt, Sampling, as_tokens
+from lengthwise.models.saving import own_tensors
+from lengthwise.models.states import load_state, save_state
 
 CHUNK = 1024
 """Tokens of a prompt that are read at a time."""

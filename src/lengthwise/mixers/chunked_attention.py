@@ -28,6 +28,8 @@ class ChunkedAttention(Attention):
     divide, and positions that narrow who is seen.
     """
 
+    chunk: int
+
     def __init__(
         self,
         dim: int,

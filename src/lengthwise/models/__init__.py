@@ -3,7 +3,8 @@
 from lengthwise.models.build import build
 from lengthwise.models.encoder import Classifier, Encoder
 from lengthwise.models.language_model import LanguageModel, LanguageModelState
-from lengthwise.models.saving import MODELS, load, load_state, save_state
+from lengthwise.models.loading import MODELS, load
+from lengthwise.models.states import load_state, save_state
 
 __all__ = [
     "MODELS",

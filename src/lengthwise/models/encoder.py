@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lengthwise.contract import Layout, SequenceModule, StateTree
 from lengthwise.errors import InputError
 from lengthwise.models.embedding import TokenStack, model_config, place
+from lengthwise.models.saving import save_model
 
 
 class Encoder(TokenStack):
@@ -52,8 +53,6 @@ class Encoder(TokenStack):
 
     def save(self, path: str | Path) -> None:
         """Write the model to a folder: config.json and model.safetensors."""
-        from lengthwise.models.saving import save_model
-
         save_model(self, path)
 
 

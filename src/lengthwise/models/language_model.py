@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lengthwise.contract import Layout, SequenceModule, State, StateTree
 from lengthwise.errors import InputError
 from lengthwise.models.embedding import TokenStack, model_config, place
+from lengthwise.models.saving import save_model
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,4 @@ class LanguageModel(TokenStack):
 
     def save(self, path: str | Path) -> None:
         """Write the model to a folder: config.json and model.safetensors."""
-        from lengthwise.models.saving import save_model
-
         save_model(self, path)

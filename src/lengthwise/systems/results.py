@@ -75,7 +75,7 @@ def path_of(key: str, folder: Path = FOLDER, complete: bool = True) -> Path:
 
 def write_result(result: Result, folder: Path = FOLDER) -> Path:
     """Write a result, whole or not at all, and return its path."""
-    from lengthwise.models.saving import write_json
+    from lengthwise.models.files import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(result.key, folder, result.complete)

@@ -13,18 +13,9 @@ from torch import Tensor, nn
 
 from lengthwise.contract import StateTree, map_state
 from lengthwise.errors import InputError
-from lengthwise.models.saving import (
-    CONFIG,
-    WEIGHTS,
-    load_state,
-    load_weights,
-    own_tensors,
-    read_json,
-    read_tensors,
-    save_state,
-    write_json,
-    write_tensors,
-)
+from lengthwise.models.files import read_json, read_tensors, write_json, write_tensors
+from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights, own_tensors
+from lengthwise.models.states import load_state, save_state
 from lengthwise.training.distributed import World, load_shards, save_shards, whole
 
 TRAINER = "trainer.json"
