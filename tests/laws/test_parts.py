@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lengthwise import laws
 from lengthwise.channels import CHANNELS
@@ -67,6 +68,17 @@ def part(expression):
 @pytest.mark.parametrize("expression", [*MIXERS, *CHANNELS, *CONFIGURATIONS])
 def test_parts_keep_the_laws(expression):
     laws.check(part(expression), dim=DIM, laws=EVERYDAY)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_any_causal_mixer_reads_both_ways(mixer):
+    """And no longer than its own document, whatever stands behind it."""
+    module = build(f"bidirectional({mixer})", dim=DIM)
+    for parameter in module.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))  # away from the zeros at which some begin silent
+    x = torch.randn(1, 9, DIM)
+    assert (module(x)[0] - module(torch.cat([x[:, :8], -x[:, 8:]], 1))[0])[:, 0].abs().max() > 0
+    laws.check(part(f"bidirectional({mixer})"), dim=DIM, laws=["packed", "padding", "rows", "lengths"])
 
 
 @pytest.mark.parametrize("name", MODELS)
