@@ -30,6 +30,7 @@ ROOMS = {
     "channels": "Modules that act on each token alone",
     "caches": "What softmax attention keeps between steps",
     "models": "Expressions, blocks and whole models",
+    "planning": "What a model costs, and what to choose for it",
     "conversion": "Models of other libraries, both ways",
     "tasks": "Data with a metric",
     "training": "The training loop, checkpoints and logs",

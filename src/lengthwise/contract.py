@@ -144,6 +144,18 @@ class Layout:
         begin = torch.where(changed, index, 0).cummax(dim=1).values
         return Layout(torch.where(documents < 0, 0, index - begin), documents)
 
+    @staticmethod
+    def begun(starts: Bool[Tensor, "batch length"], seen: Int[Tensor, " batch"] | None = None) -> Layout:
+        """The layout of rows in which a document begins wherever `starts` is True.
+
+        Tokens before the first of them go on with the state's document, of which `seen` tokens came before: one if
+        None, for modules to which it is enough that the document goes on.
+        """
+        index = torch.arange(starts.shape[1], device=starts.device).expand_as(starts)
+        begin = torch.where(starts, index, -1).cummax(dim=1).values
+        before = torch.ones_like(index[:, :1]) if seen is None else seen[:, None]
+        return Layout(torch.where(begin < 0, index + before, index - begin), starts.long().cumsum(dim=1))
+
     @property
     def starts(self) -> Bool[Tensor, "batch length"]:
         """True where a token sees nothing before it: the first of its document, and every padding token."""

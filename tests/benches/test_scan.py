@@ -15,8 +15,11 @@ def known_machine(monkeypatch):
 @pytest.mark.parametrize(
     ("bench", "sizes", "peers"),
     [
-        (scan.selective_scan, {"length": 8, "channels": 4, "state": 2}, [{"a loop over tokens", "mambapy"}] * 2),
-        (scan.scan, {"length": 8, "channels": 4}, [{"a loop over tokens"}] * 2 + [{"cumsum and logcumsumexp"}] * 2),
+        (scan.selective_scan, {"length": 8, "channels": 4, "state": 2}, [{scan.LOOP, "mambapy"}] * 2),
+        (scan.scan, {"length": 8, "channels": 4}, [{scan.LOOP}] * 4 + [{scan.LOOP, "cumsum and logcumsumexp"}] * 2),
+        (scan.wkv, {"length": 8, "channels": 4}, [{scan.LOOP}] * 2),
+        (scan.ema, {"length": 8, "channels": 4, "states": 3}, [{scan.LOOP}] * 4),
+        (scan.integrate_and_fire, {"length": 8, "channels": 4}, [{scan.LOOP}] * 2),
         (scan.short_convolution, {"length": 8, "channels": 4}, [{"shifted products", "conv1d"}] * 2),
     ],
 )

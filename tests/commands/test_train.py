@@ -28,6 +28,15 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def texts(folder):
+    """Files of which some fit into a row of 16 bytes and some don't, one of a single byte."""
+    (folder / "texts").mkdir()
+    for n in range(24):
+        (folder / "texts" / f"{n:02}.txt").write_bytes(TEXT[n : n + 1 + n * n // 3])
+    return folder
+
+
 def train(*arguments):
     return verb("train", "--data", "text.txt", *SMALL, *arguments)
 
@@ -59,8 +68,9 @@ def test_settings_from_a_file_and_the_command_line_over_them(folder):
     assert load(folder / "run" / "last").config["dim"] == 16
 
 
-def test_stopped_by_ctrl_c_and_resumed_with_nothing_but_the_folder(folder, monkeypatch, capsys):
-    honest = loop.Trainer.step
+@pytest.mark.parametrize("kind", [(), ("--packing", "greedy")], ids=["windows", "packed"])
+def test_stopped_by_ctrl_c_and_resumed_with_nothing_but_the_folder(kind, texts, monkeypatch, capsys):
+    folder, honest = texts, loop.Trainer.step
 
     def step(self, rows):
         if self.progress.step == 2:
@@ -69,12 +79,12 @@ def test_stopped_by_ctrl_c_and_resumed_with_nothing_but_the_folder(folder, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "step", step)
-        assert train("--out", "parts") == 130
+        assert verb("train", "--data", "texts", *SMALL, *kind, "--out", "parts") == 130
     assert "stopped after step 3; go on with: lengthwise train --out parts --resume" in capsys.readouterr().err
     monkeypatch.chdir(folder / "parts")  # the data are found from any folder
     assert verb("train", "--out", ".", "--resume") == 0
     monkeypatch.chdir(folder)
-    assert train("--out", "whole") == 0
+    assert verb("train", "--data", "texts", *SMALL, *kind, "--out", "whole") == 0
     kept = [[r for r in metrics(run) if r["kind"] == "train"] for run in ("parts", "whole")]
     assert kept[0] == kept[1]
     assert len(kept[0]) == 4
@@ -93,14 +103,28 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_with_its_settings(
     assert metrics("run") == metrics("whole")
 
 
-def test_documents_are_packed_and_states_carried(folder):
-    (folder / "texts").mkdir()
-    for n in range(12):
-        (folder / "texts" / f"{n}.txt").write_bytes(TEXT[: 100 + 13 * n])
-    for kind in ("--pack", "--carry-state"):
-        assert verb("train", "--data", "texts", *SMALL, kind, "--out", kind.strip("-")) == 0
-    state = (folder / "carry-state" / "last" / "state-0.safetensors").stat().st_size
-    assert state > (folder / "pack" / "last" / "state-0.safetensors").stat().st_size
+def test_documents_are_packed_and_states_carried(texts):
+    for kind in (["--packing", "cut"], ["--packing", "arrival"], ["--packing", "greedy"], ["--carry-state"]):
+        assert verb("train", "--data", "texts", *SMALL, *kind, "--out", kind[-1].strip("-")) == 0
+    sizes = {
+        kind: (texts / kind / "last" / "state-0.safetensors").stat().st_size
+        for kind in ("carry-state", "cut", "arrival", "greedy")
+    }
+    assert sizes["carry-state"] > sizes["cut"] == sizes["arrival"] == sizes["greedy"]
+    losses = {kind: [r["loss"] for r in metrics(kind) if r["kind"] == "train"] for kind in sizes}
+    assert losses["arrival"] != losses["greedy"] != losses["cut"]
+
+
+def test_a_packed_run_does_not_go_on_with_another_packing(texts, capsys):
+    assert verb("train", "--data", "texts", *SMALL, "--packing", "greedy", "--out", "run") == 0
+    assert verb("train", "--out", "run", "--resume", "--packing", "arrival") == 2
+    assert "began with packing greedy and can't go on with arrival" in capsys.readouterr().err
+    assert verb("train", "--out", "run", "--resume") == 0
+
+
+def test_packing_and_carrying_exclude_each_other(texts, capsys):
+    assert verb("train", "--data", "texts", *SMALL, "--packing", "greedy", "--carry-state") == 2
+    assert "choose one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

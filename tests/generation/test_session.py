@@ -105,3 +105,26 @@ def test_files_that_are_no_session_are_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             Session.load(tmp_path / name, net)
+
+
+@pytest.mark.parametrize("chunk", [1024, 5])
+@pytest.mark.parametrize("layers", [*LAYERS, "hyena(max_length=32) + rwkv + mamba2(head_dim=8)", "lstm + deltanet"])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_prompts_read_together_go_on_as_each_alone(layers, position, chunk, monkeypatch):
+    monkeypatch.setattr(sessions, "CHUNK", chunk)
+    net, prompts = model(layers, position=position).double(), ["a prompt of some length", "b", "and another"]
+    logits, state = sessions.prefill(net, prompts)
+    for row, prompt in enumerate(prompts):
+        alone = Session(net, seed=0)
+        alone.read(prompt)
+        torch.testing.assert_close(logits[row], alone._logits(), rtol=1e-9, atol=1e-9)
+        together = Session(net, seed=0, state=state.select(torch.tensor([row])))
+        for one in (alone, together):
+            one.read(" then")
+        torch.testing.assert_close(together._logits(), alone._logits(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("prompts", [[], ["a", ""]])
+def test_prompts_without_a_token_are_refused(prompts):
+    with pytest.raises(InputError, match="at least one token each"):
+        sessions.prefill(model(), prompts)

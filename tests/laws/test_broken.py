@@ -54,7 +54,7 @@ CONSEQUENCES = {
     "ForgetsTheState": {"lengths"},
     "ForgetsForManyTokens": {"lengths"},
     "DependsOnTheBatch": {"padding", "packed"},
-    "KeepsTheMaximum": {"finite"},
+    "KeepsTheMaximum": {"padding", "finite"},
     "MutatesItsState": {"gradients", "padding", "rows", "saved"},
 }
 """Laws that the broken one takes with it: what leaks the future can't be resumed either."""

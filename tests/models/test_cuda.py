@@ -20,6 +20,7 @@ PARTS = [
     "min_lstm",
     "gru",
     "lstm",
+    "megalodon(chunk=64)",
     "mlp + swiglu",
 ]
 

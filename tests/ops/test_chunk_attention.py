@@ -3,7 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lengthwise.ops.chunk_attention import chunk_attention, chunk_attention_reference
+from lengthwise.errors import InputError
+from lengthwise.measure import peak_bytes
+from lengthwise.ops.chunk_attention import WIDE, chunk_attention, chunk_attention_reference
 
 
 def inputs(queries, keys, heads=2, kv_heads=1, head_dim=3, value_dim=5, batch=2):
@@ -63,3 +65,33 @@ def test_memory_grows_with_the_length_alone():
     """No matrix of all queries and keys: at this length one would have 2^34 numbers, 64 GiB."""
     q, k, v = (torch.randn(1, 2**17, 1, 8) for _ in range(3))
     assert chunk_attention(q, k, v, 64).shape == v.shape
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_wide_values_in_long_chunks(causal):
+    """Longer than what is written out, whole, cut inside a chunk, and in rows of any phase."""
+    chunk = WIDE + 40
+    for queries, keys in ((chunk + 5, chunk + 5), (chunk, chunk + 30)):
+        same(inputs(queries, keys, value_dim=7, batch=1), chunk, causal=causal, scale=1.0)
+    slots = torch.cat([torch.arange(20), torch.arange(chunk, 2 * chunk)])[None]
+    same(inputs(chunk + 20, chunk + 20, value_dim=7, batch=1), chunk, slots=slots, causal=causal)
+
+
+def test_wide_values_need_no_matrix_of_a_chunk():
+    q, k, v = (torch.randn(1, 2048, 1, width, requires_grad=True) for width in (4, 4, 8))
+    written = 4 * 2048**2
+    assert peak_bytes(lambda: chunk_attention(q, k, v, 2048).sum().backward()) < written / 4
+
+
+def test_many_short_documents_cost_no_whole_chunks():
+    """A thousand documents of three tokens, where each alone in a chunk of a million would be 64 GB of keys."""
+    slots = (2**20 * torch.arange(1000)[:, None] + torch.arange(3)).flatten()[None]
+    q, k, v = (torch.randn(1, 3000, 1, 8) for _ in range(3))
+    o = chunk_attention(q, k, v, 2**20, slots=slots)
+    alone = chunk_attention(*(x.view(1000, 3, 1, 8) for x in (q, k, v)), 3)
+    torch.testing.assert_close(o.view_as(alone), alone)
+
+
+def test_chunks_that_are_no_runs():
+    with pytest.raises(InputError, match="one run"):
+        chunk_attention(*inputs(3, 3, batch=1), 4, slots=torch.tensor([[0, 4, 1]]))

@@ -83,6 +83,32 @@ def test_the_derivative_of_a_spike_is_that_of_an_arctangent():
     torch.testing.assert_close(slopes, torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("first", [0.6, 2.4])
+def test_the_gradient_goes_through_leak_and_reset(backend, first):
+    """By the chain rule, of the second spike in the first input, which fired or didn't."""
+    x = torch.tensor([[[first], [1.3]]], dtype=torch.float64, requires_grad=True)
+    spikes, membrane = integrate_and_fire(x, backend=backend)
+    slope, by_membrane = (
+        torch.autograd.grad(t.sum(), x, retain_graph=True)[0][0, 0, 0] for t in (spikes[:, 1], membrane)
+    )
+    one = first / 2
+    fired, kept = float(one >= 1), 0.0 if one >= 1 else one
+    two = kept + (1.3 - kept) / 2
+    derivative = [1 / (1 + (math.pi * (h - 1)) ** 2) for h in (one, two)]
+    to_membrane = (1 - fired - one * derivative[0]) / 2  # of U_1 in x_1
+    assert float(slope) == pytest.approx(derivative[1] * to_membrane / 2)
+    assert float(by_membrane) == pytest.approx((1 - float(two >= 1) - two * derivative[1]) * to_membrane / 2)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_what_is_not_a_number_is_not_hidden(backend):
+    x = torch.tensor([[[0.0], [math.nan], [3.0]]])
+    spikes, membrane = integrate_and_fire(x, backend=backend)
+    assert spikes.isnan().flatten().tolist() == [False, True, True]
+    assert membrane.isnan().all()
+
+
 def test_half_precision_keeps_the_membrane_in_float32():
     x, _, _ = inputs(30, dtype=torch.bfloat16)
     spikes, membrane = integrate_and_fire(x)

@@ -1,15 +1,20 @@
 import math
 
+import pytest
 import torch
 
 from lengthwise.systems import experiments
 from lengthwise.systems.experiments import (
     BOS,
+    bits_per_byte,
     byte_batches,
     corpus,
     initialise,
     nll,
     nll_by_position,
+    nll_of,
+    parameters,
+    progress,
     train_bytes,
     validation_windows,
     variants,
@@ -80,6 +85,33 @@ def test_the_mean_of_the_last_positions():
     by_position = nll_by_position(model, 12, windows=5)
     assert by_position.shape == (12,)
     assert math.isclose(nll(model, 12, last=4, windows=5), float(by_position[-4:].mean()), rel_tol=1e-6)
+
+
+def test_bits_are_those_of_every_byte_but_the_first():
+    model = train_bytes(steps=0, **TINY)
+    tokens = validation_windows(12, 7)
+    losses = nll_of(model, tokens)
+    assert losses.shape == (7, 12)
+    with torch.no_grad():
+        chosen = model(tokens[:, :-1])[0].log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
+    torch.testing.assert_close(losses, -chosen)
+    assert bits_per_byte(model, tokens) == pytest.approx(float(losses.mean()) / math.log(2))
+    assert nll_by_position(model, 12, windows=7).tolist() == pytest.approx(losses.mean(0).tolist())
+
+
+def test_parameters_are_counted_once():
+    layer = torch.nn.Linear(3, 4)
+    assert parameters(torch.nn.Sequential(layer, layer)) == 16
+
+
+def test_progress_counts_the_steps_of_all():
+    told = []
+    tell = progress(Run(progress=lambda text, fraction: told.append((text, fraction))), 4)
+    for name in ("a", "b"):
+        on_step = tell(name)
+        on_step(0, 2.0)
+        on_step(1, 1.0)
+    assert told == [("a: loss 2.000", 0.25), ("a: loss 1.000", 0.5), ("b: loss 2.000", 0.75), ("b: loss 1.000", 1.0)]
 
 
 def test_variants_are_averaged_over_seeds_and_report_their_progress():

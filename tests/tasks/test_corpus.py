@@ -12,9 +12,11 @@ from lengthwise.errors import InputError
 from lengthwise.tasks import corpus as module
 from lengthwise.tasks import reading
 from lengthwise.tasks.corpus import Corpus, Document, read, standard_library
+from lengthwise.training.packing import PACKERS
 
 quick = settings(max_examples=50, deadline=None)
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=15)
+packers = st.sampled_from(sorted(PACKERS))
 
 
 def numbered(sizes):
@@ -82,7 +84,7 @@ def test_batches_reach_both_ends():
 def test_streams_go_on_where_they_stopped_and_forget_at_documents(sizes, length, batch):
     corpus = numbered(sizes)
     each = len(corpus) // batch
-    if each < length + 1:
+    if each < length + 1 or max(sizes) < 2:
         with pytest.raises(InputError):
             corpus.streams(length, batch)
         return
@@ -107,7 +109,7 @@ def test_streams_go_on_where_they_stopped_and_forget_at_documents(sizes, length,
 @given(sizes=sizes, length=st.integers(1, 20), batch=st.integers(1, 3), seed=st.integers(0, 99))
 def test_packed_rows_hold_each_document_in_pieces_that_start_anew(sizes, length, batch, seed):
     corpus = numbered(sizes)
-    if len(corpus) < length + 1:
+    if len(corpus) < length + 1 or max(sizes) < 2:
         with pytest.raises(InputError):
             corpus.packed(length, batch)
         return
@@ -124,6 +126,45 @@ def test_packed_rows_hold_each_document_in_pieces_that_start_anew(sizes, length,
             assert begins or documents[t] == documents[t - 1]
     assert torch.equal(packed.inputs, packed.tokens[:, :-1])
     assert torch.equal(packed.targets, packed.tokens[:, 1:])
+
+
+@quick
+@given(sizes=sizes, length=st.integers(1, 20), batch=st.integers(1, 3), seed=st.integers(0, 99), packing=packers)
+def test_whole_packing_shows_every_pair_of_a_piece_once_an_epoch(sizes, length, batch, seed, packing):
+    corpus = numbered(sizes)
+    if len(corpus) < length + 1 or max(sizes) < 2:
+        with pytest.raises(InputError):
+            corpus.packed(length, batch, seed, packing=packing)
+        return
+    ends = np.cumsum(sizes)
+    wanted = {
+        t
+        for end, size in zip(ends, sizes, strict=True)
+        for t in range(end - size, end - 1)
+        if (t - (end - size) + 1) % (length + 1)  # the last of a piece has no successor
+    }
+    rows, seen = corpus.packed(length, 1, seed, packing=packing), []
+    while len(seen) < len(wanted):
+        one = next(rows)
+        assert one.tokens.shape == (1, length + 1)
+        assert (one.targets - one.inputs)[one.mask].eq(1).all()
+        assert torch.equal(one.mask[:, :-1], one.layout.positions[:, 1:] > 0)
+        seen += one.inputs[one.mask].tolist()
+    assert sorted(seen) == sorted(wanted)
+    steps = corpus.packed(length, batch, seed, packing=packing)
+    first, second = next(steps), next(steps)
+    assert torch.equal(second.tokens, next(corpus.packed(length, batch, seed, packing=packing, start=1)).tokens)
+    assert torch.equal(first.tokens[:1], next(corpus.packed(length, 1, seed, packing=packing)).tokens)
+
+
+def test_files_that_fit_into_a_row_stay_whole():
+    corpus = numbered([5, 9, 1, 3, 8])
+    packed = [next(corpus.packed(8, 3, seed=0, packing=name)) for name in ("arrival", "greedy")]
+    for batch in packed:
+        whole = [t.tolist() for row, layout in zip(batch.tokens, batch.layout.documents, strict=True)
+                 for t in (row[:-1][layout == d] for d in layout[layout >= 0].unique())]  # fmt: skip
+        opened = {piece[0] for piece in whole}
+        assert opened == {0, 5, 15, 18}
 
 
 def test_packed_shows_every_document_once_an_epoch():
@@ -284,6 +325,12 @@ def test_impossible_sizes_are_refused():
         lambda: corpus.batches(0, 1),
         lambda: corpus.batches(4, 0),
         lambda: corpus.streams(4, 5),
+        lambda: corpus.packed(0, 1, packing="greedy"),
+        lambda: corpus.packed(4, 0, packing="greedy"),
+        lambda: corpus.packed(4, 1, packing="gredy"),
+        lambda: numbered([1] * 9).packed(4, 1),
+        lambda: numbered([1] * 9).packed(4, 1, packing="arrival"),
+        lambda: numbered([1] * 9).streams(4, 1),
         lambda: corpus.windows(0, 4),
         lambda: corpus.split(1),
         lambda: corpus.cut(5, 21),

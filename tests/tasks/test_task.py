@@ -11,7 +11,15 @@ from lengthwise.tasks import TASKS
 from lengthwise.tasks.addition import EQUALS, HINT, PLUS, Addition
 from lengthwise.tasks.copying import Copying, SelectiveCopying
 from lengthwise.tasks.listops import NAMES, OPERATORS, ListOps
-from lengthwise.tasks.recall import AssociativeRecall, Induction, Overwriting, Passkey, SingleRecall
+from lengthwise.tasks.recall import (
+    AssociativeRecall,
+    DistantRecall,
+    GapRecall,
+    Induction,
+    Overwriting,
+    Passkey,
+    SingleRecall,
+)
 
 NAMED = pytest.mark.parametrize("name", TASKS)
 
@@ -154,6 +162,43 @@ def test_induction_asks_for_what_followed_the_special_token(length, seed):
         assert targets[-1] == tokens[places[0] + 1]
 
 
+@given(noise=st.integers(0, 60), seed=st.integers(0, 999))
+def test_distant_recall_shows_every_key_once_and_then_noise(noise, seed):
+    task = DistantRecall(keys=3, values=5, noise=2)
+    example = task.batch(4, length=task.shortest + noise, seed=seed)
+    assert task.vocab_size == 3 + 5 + 1 + 2
+    for tokens, targets in zip(example.tokens.tolist(), example.targets.tolist(), strict=True):
+        shown = dict(zip(tokens[0:6:2], tokens[1:6:2], strict=True))
+        assert sorted(shown) == [0, 1, 2]
+        assert all(3 <= value < 8 for value in shown.values())
+        assert all(9 <= token < 11 for token in tokens[6:-2])
+        assert tokens[-2] == 8
+        assert targets[-1] == shown[tokens[-1]]
+        assert targets[0:6:2] == tokens[1:6:2]
+    assert example.mask.sum(1).eq(1).all()
+
+
+@given(gap=st.integers(0, 60), seed=st.integers(0, 999))
+def test_gap_recall_asks_for_the_value_before_the_noise(gap, seed):
+    task = GapRecall(values=5, noise=3)
+    example = task.batch(3, length=task.length_of(gap), seed=seed)
+    assert example.tokens[:, 0].tolist() == [0] * 3
+    assert example.tokens[:, -1].tolist() == [1] * 3
+    assert torch.equal(example.tokens[:, 1], example.targets[:, -1])
+    noise = task.is_noise(example.tokens)
+    assert noise[:, 2:-1].all()
+    assert int(noise.sum()) == 3 * gap
+    assert not task.is_noise(torch.tensor([0, 1, *task.answers])).any()
+
+
+def test_batches_of_many_lengths():
+    task, lengths = GapRecall(), range(5, 30, 3)
+    found = [next(batches) for batches in [task.batches_of_lengths(2, lengths, seed=4)] for _ in range(200)]
+    assert {example.tokens.shape[1] for example in found} == set(lengths)
+    again = task.batches_of_lengths(2, lengths, seed=4)
+    assert all(torch.equal(example.tokens, next(again).tokens) for example in found[:9])
+
+
 @given(extra=st.integers(0, 60), digits=st.integers(1, 6), seed=st.integers(0, 999))
 def test_passkey_asks_for_the_hidden_key(extra, digits, seed):
     task = Passkey(digits=digits)
@@ -231,6 +276,8 @@ def test_impossible_sizes_are_refused():
         (lambda: SelectiveCopying(memory=0), "memory"),
         (lambda: Copying(symbols=1), "symbols"),
         (lambda: Passkey(digits=0), "digits"),
+        (lambda: GapRecall(noise=0), "noise"),
+        (lambda: DistantRecall(noise=0), "noise"),
         (lambda: Addition(hints=3, length=60).batch(2), "hints"),
         (lambda: ListOps(depth=1, arguments=2).batch(1, length=40), "nested 1 deep"),
     ]:

@@ -9,15 +9,22 @@ from lengthwise.training.batches import Rows, check_division, rows_of_steps
 from tests.training.runs import corpus, options
 from tests.training.test_fit import Bigram
 
+SIZES = (30, 5, 2, 41, 7, 1, 12)
+"""Of files, some shorter and some longer than a row, so that nine steps are several epochs."""
 
-@pytest.mark.parametrize("kind", [{}, {"pack": True}, {"carry_state": True}], ids=["windows", "packed", "streams"])
+KINDS = [{}, {"packing": "cut"}, {"packing": "arrival"}, {"packing": "greedy"}, {"carry_state": True}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["windows", "cut", "arrival", "greedy", "streams"])
 def test_batches_from_a_later_step_are_the_same_as_those_of_a_run_from_the_start(kind, tmp_path):
     settings = to_mapping(options(tmp_path, **kind))
-    whole = list(itertools.islice(rows_of_steps(corpus(), settings, 0), 9))
-    later = list(itertools.islice(rows_of_steps(corpus(), settings, 5), 4))
+    whole = list(itertools.islice(rows_of_steps(corpus(SIZES), settings, 0), 9))
+    later = list(itertools.islice(rows_of_steps(corpus(SIZES), settings, 5), 4))
     for a, b in zip(whole[5:], later, strict=True):
         assert torch.equal(a.inputs, b.inputs)
         assert torch.equal(a.targets, b.targets)
+        assert (a.layout is None) == (kind == {})
+        assert a.layout is None or torch.equal(a.layout.starts, b.layout.starts)
 
 
 def test_parts_add_up_to_the_whole():

@@ -19,12 +19,15 @@ from lengthwise.training.failure import Diverged
 from lengthwise.training.loop import Trainer, due
 from tests.training.runs import LAYERS, corpus, metrics, options, trainer
 
+KINDS = [{}, {"packing": "cut"}, {"packing": "greedy"}, {"carry_state": True}]
+"""How rows are filled."""
+
 
 def losses(run):
     return [r["loss"] for r in metrics(run) if r["kind"] == "train"]
 
 
-@pytest.mark.parametrize("kind", [{}, {"pack": True}, {"carry_state": True}], ids=["windows", "packed", "streams"])
+@pytest.mark.parametrize("kind", KINDS, ids=["windows", "cut", "greedy", "streams"])
 def test_accumulated_parts_give_the_steps_of_the_whole_batch(kind, tmp_path):
     torch.manual_seed(0)
     weights = LanguageModel(16, 16, LAYERS).double().state_dict()
@@ -59,7 +62,7 @@ def test_a_state_that_grows_without_end_is_not_carried(tmp_path):
         trainer(tmp_path, model, carry_state=True)
 
 
-@pytest.mark.parametrize("kind", [{}, {"pack": True}, {"carry_state": True, "accumulate": 2}])
+@pytest.mark.parametrize("kind", [*KINDS, {"carry_state": True, "accumulate": 2}])
 def test_a_resumed_run_is_the_run_that_was_never_stopped_bit_for_bit(kind, tmp_path):
     assert trainer(tmp_path / "whole", **kind).fit()
     first = trainer(tmp_path / "parts", **kind)
@@ -226,11 +229,27 @@ def test_a_checkpoint_cut_short_or_gone_is_refused(file, tmp_path):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"steps": 0}, {"length": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan}, {"warmup": -1}, {"beta2": 1.0}],
+    [
+        {"steps": 0},
+        {"length": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"warmup": -1},
+        {"beta2": 1.0},
+        {"packing": "cut", "carry_state": True},
+    ],
 )
 def test_impossible_settings_are_refused_by_name(setting, tmp_path):
     with pytest.raises(InputError, match=next(iter(setting))):
         trainer(tmp_path, **setting)
+
+
+def test_rows_without_anything_to_predict_change_no_loss(tmp_path):
+    run = trainer(tmp_path, train=corpus((1, 1, 1, 1, 2, 40)), batch=1, length=2, packing="cut", seed=1)
+    batches = rows_of_steps(run.train, to_mapping(run.options), 0)
+    bare = next(batch for batch in batches if not batch.count)
+    assert run.step(bare)["loss"] == 0.0
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
 def test_what_is_due():

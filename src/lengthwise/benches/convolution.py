@@ -1,21 +1,27 @@
-"""Benchmarks of the long convolution: against its own Fourier transforms alone, and against softmax attention."""
+"""Benchmarks of convolutions: the long one against its own Fourier transforms alone and against softmax attention, the
+dilated one against the library's and against reading memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
 from lengthwise.benches.row import Row
+from lengthwise.benches.scan import MEMORY, Form, compared, seconds_of_reading
 from lengthwise.measure import interleaved
+from lengthwise.ops.dilated_convolution import dilated_convolution as dilate
 from lengthwise.ops.long_convolution import long_convolution as convolve
 from lengthwise.ops.long_convolution import transform_size
 
 LENGTHS = (4096, 16384, 65536)
 HEADS, HEAD_DIM = 4, 16
 TRANSFORMS, ATTENTION = "its Fourier transforms alone", "causal scaled_dot_product_attention"
+DILATIONS = (1, 81, 729)
 
 
 def long_convolution() -> Iterator[Row]:
@@ -76,3 +82,25 @@ def transforms(length: int, channels: int, there: int, back: int) -> Callable[[]
             torch.fft.irfft(spectrum, rows.shape[1])
 
     return run
+
+
+def dilated_convolution(length: int = 65536, channels: int = 64, kernel: int = 9) -> Iterator[Row]:
+    """Depthwise, at the dilations of the first and the last layers of a network of four, against PyTorch's
+    convolution."""
+    torch.manual_seed(0)
+    given = [torch.randn(1, length, channels), torch.randn(channels, kernel), torch.randn(channels)]
+    # Forward: x in, y out; backward: x and the gradient of y in, that of x out.
+    least = seconds_of_reading(given[0], 2, 5)
+    for dilation in DILATIONS:
+        forms: dict[str, Form] = {
+            "fused": lambda x, w, b, dilation=dilation: dilate(x, w, b, dilation=dilation)[0],
+            "conv1d": partial(library_convolution, dilation=dilation),
+        }
+        sizes = f"L {length}, {channels} channels, kernel {kernel}, dilation {dilation}"
+        yield from compared(f"dilated_convolution, {sizes}", forms, given, least, MEMORY, repeats=5)
+
+
+def library_convolution(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+    """PyTorch's depthwise convolution, which wants the channels first."""
+    padded = F.pad(x.mT, ((weight.shape[1] - 1) * dilation, 0))
+    return F.conv1d(padded, weight[:, None], bias, dilation=dilation, groups=weight.shape[0]).mT

@@ -26,8 +26,9 @@ RECURRENT = (
     "min_lstm",
     "gru",
     "lstm",
+    "megalodon",
 )
-"""Every mixer whose state is the same size after any number of tokens."""
+"""Every mixer whose state doesn't grow without end."""
 
 LINEAR = ("attention(heads=4, window=256)", *RECURRENT)
 """Every mixer whose time grows with the length."""
@@ -40,7 +41,7 @@ def mixers() -> Iterator[Row]:
 
 
 def decoding() -> Iterator[Row]:
-    """Every mixer whose state is constant: a token after a short and after a long context, four layers of it."""
+    """Every mixer whose state is bounded: a token after a short and after a long context, four layers of it."""
     for expression in RECURRENT:
         yield one_token(expression)
 

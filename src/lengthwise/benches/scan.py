@@ -1,4 +1,7 @@
-"""Benchmarks of the fused recurrences: the diagonal scan, the selective scan and the short convolution."""
+"""Benchmarks of the fused recurrences against loops over tokens, and of the short convolution.
+
+All at 2048 tokens of one row; each loop unbinds its inputs once, so that its backward isn't quadratic in the length.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from torch.nn import functional as F
 
 from lengthwise.benches.row import Row
 from lengthwise.measure import interleaved, matmul_rate, peak_bytes, read_bandwidth
+from lengthwise.ops import ema as averages
+from lengthwise.ops import integrate_and_fire as neurons
 from lengthwise.ops import scan as scans
+from lengthwise.ops import wkv as weighted
 from lengthwise.ops.selective_scan import selective_scan as fused_selective_scan
 from lengthwise.ops.selective_scan import selective_scan_reference
 from lengthwise.ops.short_convolution import short_convolution as fused_convolution
@@ -20,15 +26,16 @@ from lengthwise.ops.short_convolution import short_convolution_reference
 
 Form = Callable[..., Tensor]
 MEMORY, PRODUCTS = "reading memory", "matrix products, float32"
+LOOP = "a loop over tokens"
 
 
-def selective_scan(length: int = 1024, channels: int = 1024, state: int = 16) -> Iterator[Row]:
+def selective_scan(length: int = 2048, channels: int = 1024, state: int = 16) -> Iterator[Row]:
     """Forward, and forward with backward, against a loop over tokens and the parallel scan of mambapy."""
     torch.manual_seed(0)
     given = selective_inputs(length, channels, state)
     forms: dict[str, Form] = {
         "fused": lambda *v: fused_selective_scan(*v, backend="numba")[0],
-        "a loop over tokens": lambda *v: selective_scan_reference(*v)[0],
+        LOOP: lambda *v: selective_scan_reference(*v)[0],
     }
     if importlib.util.find_spec("mambapy") is not None:
         forms["mambapy"] = mambapy_scan
@@ -48,32 +55,93 @@ def selective_scan(length: int = 1024, channels: int = 1024, state: int = 16) ->
     )
 
 
-def scan(length: int = 4096, channels: int = 1024) -> Iterator[Row]:
-    """The real recurrence against a loop, and the one in logarithms against cumulative sums."""
+def scan(length: int = 2048, channels: int = 1024) -> Iterator[Row]:
+    """The real recurrence, the complex one whose factors are the same for all tokens, and the one in logarithms, which
+    is also measured against cumulative sums."""
     torch.manual_seed(0)
     a, b, initial = torch.rand(1, length, channels), torch.randn(1, length, channels), torch.zeros(1, channels)
     # Forward: a and b in, h out; backward: the gradient of h, a and h in, two gradients out.
-    bytes_moved = [4 * a.numel() * arrays for arrays in (3, 8)]
-    least = tuple(moved / read_bandwidth() for moved in bytes_moved)
+    least = seconds_of_reading(b, 3, 8)
     sizes = f"L {length}, {channels} channels"
-    loop: dict[str, Form] = {
-        "fused": lambda *v: scans.scan(*v, backend="numba")[0],
-        "a loop over tokens": lambda *v: scans.scan_reference(*v)[0],
-    }
-    yield from compared(f"scan, {sizes}", loop, [a, b, initial], least, MEMORY, repeats=5)
-    sums: dict[str, Form] = {
+    yield from against_loop(f"scan, {sizes}", scans.scan, scans.scan_reference, [a, b, initial], least)
+    half = channels // 2
+    rates = torch.polar(torch.rand(half), torch.randn(half))
+    z = torch.randn(1, length, half, dtype=torch.complex64)
+    # b in, h out; backward: h and its gradient in, that of b out.
+    given, name = [rates, z], f"scan with equal factors, L {length}, {half} complex channels"
+    yield from against_loop(name, scans.scan, scans.scan_reference, given, seconds_of_reading(z, 2, 5))
+    log_forms: dict[str, Form] = {
         "fused": lambda *v: scans.log_scan(*v, backend="numba")[0],
+        LOOP: lambda *v: scans.log_scan_reference(*v)[0],
         "cumsum and logcumsumexp": cumulative_log_scan,
     }
-    yield from compared(f"log_scan, {sizes}", sums, [a.log(), b], least, MEMORY, repeats=5)
+    yield from compared(f"log_scan, {sizes}", log_forms, [a.log(), b], least, MEMORY, repeats=5)
 
 
-def short_convolution(length: int = 4096, channels: int = 1024, kernel: int = 4) -> Iterator[Row]:
+def wkv(length: int = 2048, channels: int = 1024) -> Iterator[Row]:
+    """The weighted average of RWKV."""
+    torch.manual_seed(0)
+    k, v = torch.randn(2, 1, length, channels)
+    given = [k, v, torch.rand(channels), torch.randn(channels)]
+    # k and v in, y out; backward: k, v and the gradient of y in, two gradients out.
+    least = seconds_of_reading(k, 3, 8)
+    yield from against_loop(f"wkv, L {length}, {channels} channels", weighted.wkv, weighted.wkv_reference, given, least)
+
+
+def ema(length: int = 2048, channels: int = 1024, states: int = 16) -> Iterator[Row]:
+    """Moving averages of each channel, real and complex."""
+    torch.manual_seed(0)
+    x, rate, w = torch.randn(1, length, channels), torch.rand(channels, states), torch.randn(channels, states)
+    turning = torch.polar(rate, torch.randn(channels, states))
+    sizes, numbers = f"L {length}, {channels} channels of {states}", length * channels * states
+    # Products and sums for each number of the state. Forward: the step and reading it out; backward: the step again,
+    # its derivative, two sums of gradients, and the recurrence in reverse.
+    kinds = {"real": ([x, rate, w], (4, 17)), "complex": ([x, turning, w * (1 + 1j)], (11, 45))}
+    for kind, (given, operations) in kinds.items():
+        least = tuple(numbers * count / matmul_rate() for count in operations)
+        yield from against_loop(
+            f"{kind} ema, {sizes}", averages.ema, averages.ema_reference, given, least, limit=PRODUCTS
+        )
+
+
+def integrate_and_fire(length: int = 2048, channels: int = 1024) -> Iterator[Row]:
+    """Leaky integrate-and-fire neurons."""
+    torch.manual_seed(0)
+    x = 2 * torch.randn(1, length, channels)
+    # x in, spikes out; for the backward the charge out too, then charge and gradient in, gradient out.
+    yield from against_loop(
+        f"integrate_and_fire, L {length}, {channels} channels",
+        neurons.integrate_and_fire,
+        neurons.integrate_and_fire_reference,
+        [x],
+        seconds_of_reading(x, 2, 6),
+    )
+
+
+def seconds_of_reading(like: Tensor, *arrays: int) -> tuple[float, ...]:
+    """Seconds that so many arrays of the size of `like` take to be read."""
+    return tuple(count * like.nbytes / read_bandwidth() for count in arrays)
+
+
+def against_loop(
+    name: str,
+    op: Callable[..., tuple[Tensor, ...]],
+    reference: Callable[..., tuple[Tensor, ...]],
+    given: Sequence[Tensor],
+    least: Sequence[float],
+    limit: str = MEMORY,
+) -> Iterator[Row]:
+    """The fused form of an op against its definition, of both the first result."""
+    forms: dict[str, Form] = {"fused": lambda *v: op(*v, backend="numba")[0], LOOP: lambda *v: reference(*v)[0]}
+    yield from compared(name, forms, given, least, limit, repeats=5)
+
+
+def short_convolution(length: int = 2048, channels: int = 1024, kernel: int = 4) -> Iterator[Row]:
     """With SiLU, against shifted products and PyTorch's convolution of channels first."""
     torch.manual_seed(0)
     given = [torch.randn(1, length, channels), torch.randn(channels, kernel), torch.randn(channels)]
     # Forward: x in, y out; backward: x and the gradient of y in, that of x out.
-    least = tuple(4 * given[0].numel() * arrays / read_bandwidth() for arrays in (2, 5))
+    least = seconds_of_reading(given[0], 2, 5)
     forms: dict[str, Form] = {
         "fused": lambda x, w, b: fused_convolution(x, w, b, activation="silu", backend="numba")[0],
         "shifted products": lambda x, w, b: short_convolution_reference(x, w, b, activation="silu")[0],
@@ -108,9 +176,10 @@ def inferred(form: Form, given: Sequence[Tensor]) -> Callable[[], object]:
 
 
 def trained(form: Form, given: Sequence[Tensor]) -> Callable[[], object]:
-    """A function that runs a forward and a backward pass."""
+    """A function that runs a forward and a backward pass, from a gradient of every number."""
     leaves = [v.clone().requires_grad_() for v in given]
-    return lambda: torch.autograd.grad(form(*leaves).sum(), leaves)
+    grad = torch.randn_like(form(*given))
+    return lambda: torch.autograd.grad(form(*leaves), leaves, grad)
 
 
 def selective_inputs(length: int, channels: int, state: int) -> list[Tensor]:

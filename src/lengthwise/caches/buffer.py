@@ -44,8 +44,8 @@ class Buffer:
 
 def appended(
     cache: State,
-    past: tuple[Float[Tensor, "batch past *rest"], ...],
-    new: tuple[Float[Tensor, "batch new *rest"], ...],
+    past: tuple[Float[Tensor, "batch past ..."], ...],
+    new: tuple[Float[Tensor, "batch new ..."], ...],
 ) -> tuple[tuple[Tensor, ...], Buffer | None]:
     """The tokens of `past` with `new` behind them, and the buffer they lie in, which the next cache takes over.
 

@@ -6,6 +6,7 @@ from lengthwise.channels.rrwkv import RRWKVChannels
 from lengthwise.channels.rwkv import RWKVChannels
 from lengthwise.channels.spiking import IntegrateAndFire, Spikes
 from lengthwise.channels.swiglu import SwiGLU
+from lengthwise.channels.timestep_norm import TimestepNorm
 from lengthwise.contract import SequenceModule
 
 CHANNELS: dict[str, type[SequenceModule]] = {
@@ -13,6 +14,7 @@ CHANNELS: dict[str, type[SequenceModule]] = {
     "swiglu": SwiGLU,
     "layernorm": LayerNorm,
     "rmsnorm": RMSNorm,
+    "timestep_norm": TimestepNorm,
     "rwkv_channels": RWKVChannels,
     "rrwkv_channels": RRWKVChannels,
     "integrate_and_fire": IntegrateAndFire,

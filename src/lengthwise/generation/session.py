@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lengthwise.contract import StateTree, map_state
+from lengthwise.contract import Layout, StateTree, map_state
 from lengthwise.errors import InputError
 from lengthwise.generation.sampling import Prompt, Sampling, as_tokens
 from lengthwise.models.saving import own_tensors
@@ -30,6 +30,39 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {plain.dtype} {list(plain.shape)};".encode())
         digest.update(plain.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@torch.inference_mode()
+def prefill(model: nn.Module, prompts: Sequence[Prompt]) -> tuple[Float[Tensor, "prompts vocab"], StateTree]:
+    """Read several prompts at once: the logits after each, and a state whose rows are those of the prompts alone.
+
+    All end together, since shorter ones have padding before them, which no document sees. `state.select` takes the rows
+    to go on from. Raises InputError where there is no prompt or one is empty.
+    """
+    rows = [as_tokens(prompt) for prompt in prompts]
+    lengths = [len(row) for row in rows]
+    if not all(lengths) or not rows:
+        raise InputError(f"give one prompt or more of at least one token each, got lengths {lengths}")
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
+    return _read(model, tokens, None, Layout.padded(lengths))
+
+
+def _read(
+    model: nn.Module, tokens: Int[Tensor, "rows tokens"], state: StateTree, layout: Layout | None = None
+) -> tuple[Float[Tensor, "rows vocab"], StateTree]:
+    """The logits after the last tokens and the state, with the model in evaluation mode, a chunk at a time."""
+    device = next(model.parameters()).device
+    logits = torch.empty(len(tokens), 1, 0)
+    was_training = model.training
+    model.eval()
+    try:
+        for begin in range(0, tokens.shape[1], CHUNK):
+            end = begin + CHUNK
+            part = None if layout is None else layout.slice(begin, end).to(device)
+            logits, state = model(tokens[:, begin:end].to(device), state, part)
+    finally:
+        model.train(was_training)
+    return logits[:, -1], state
 
 
 class Session:
@@ -75,18 +108,10 @@ class Session:
     @torch.inference_mode()
     def _logits(self, leave: int = 0) -> Float[Tensor, " vocab"]:
         """Read all tokens but the last `leave`; the logits after them."""
-        device = next(self.model.parameters()).device
-        logits, state = torch.empty(1, 1, 0), self.state
         end = len(self.unread) - leave
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            for chunk in self.unread[:end].split(CHUNK):
-                logits, state = self.model(chunk[None].to(device), state)
-        finally:
-            self.model.train(was_training)
-        self.state, self.unread = state, self.unread[end:]
-        return logits[0, -1]
+        logits, self.state = _read(self.model, self.unread[None, :end], self.state)
+        self.unread = self.unread[end:]
+        return logits[0]
 
     def save(self, path: str | Path) -> None:
         """Write the session to one safetensors file, with what is unread but for the last token read into the state."""

@@ -42,15 +42,18 @@ def packed(subject: Subject, case: Case) -> None:
                 continue
             end = begin + length
             alone, last = subject.run(x[r : r + 1, begin:end])
-            what = f"document {number} of row {r}, packed against alone"
-            if alone.isfinite().all():  # what overflows alone breaks another law
-                equal(y[r : r + 1, begin:end], alone, subject.tolerance, what)
+            _as_alone(y[r : r + 1, begin:end], alone, subject, f"document {number} of row {r}, packed against alone")
             begin = end
         if subject.goes_on and begin == x.shape[1]:
             more = subject.inputs(case, rows=1, length=1, salt=1)
             expected, _ = subject.run(more, last)
             got, _ = subject.run(more, select(state, torch.tensor([r])))
-            equal(got, expected, subject.tolerance, f"going on after the last document of row {r}")
+            _as_alone(got, expected, subject, f"going on after the last document of row {r}")
+
+
+def _as_alone(got: torch.Tensor, alone: torch.Tensor, subject: Subject, what: str) -> None:
+    if alone.isfinite().all():  # what overflows alone breaks another law
+        equal(got, alone, subject.tolerance, what)
 
 
 @torch.no_grad()
@@ -104,8 +107,8 @@ def packed_cases(subject: Subject) -> Iterable[Case]:
     yield Case(documents=((1, 1, 2),))
     yield Case(documents=((chunk + 1, 3),))
     yield Case(documents=EMPTY)
-    yield Case(documents=((1,) * 9,))
-    yield Case(documents=((chunk, 1, chunk - 1), (1,) * (chunk + 2)))
+    yield Case(documents=((chunk, 1, chunk - 1),))
+    yield Case(documents=((1,) * (chunk + 1),))
     yield Case(documents=PACKED, scale=FAR_APART)
 
 

@@ -13,8 +13,8 @@ from lengthwise.laws.law import Breach, Case, Law, equal
 from lengthwise.laws.order import no_state
 from lengthwise.laws.subject import Subject
 
-FAR = 1_000_000
-"""A length at which a bounded state has stopped growing."""
+FAR = 2**14 * 3 * 5 * 7
+"""A length at which a bounded state has stopped growing, and chunks of the usual sizes have just ended."""
 
 
 @torch.no_grad()

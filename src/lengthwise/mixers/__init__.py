@@ -9,10 +9,15 @@ from lengthwise.mixers.hyena import Hyena
 from lengthwise.mixers.linear_attention import LinearAttention
 from lengthwise.mixers.mamba import Mamba
 from lengthwise.mixers.mamba2 import Mamba2
+from lengthwise.mixers.mega import TCNCA, Mega
+from lengthwise.mixers.megalodon import Megalodon
 from lengthwise.mixers.min_rnn import MinGRU, MinLSTM
+from lengthwise.mixers.moving_average import ComplexEMA, DampedEMA
 from lengthwise.mixers.rnn import GRU, LSTM
 from lengthwise.mixers.rrwkv import RRWKV
 from lengthwise.mixers.rwkv import RWKV
+from lengthwise.mixers.s5 import S5
+from lengthwise.mixers.tcn import TCN
 
 MIXERS: dict[str, type[SequenceModule]] = {
     "attention": Attention,
@@ -23,8 +28,15 @@ MIXERS: dict[str, type[SequenceModule]] = {
     "falcon_mamba": FalconMamba,
     "mamba2": Mamba2,
     "hyena": Hyena,
+    "tcn": TCN,
+    "ema": DampedEMA,
+    "complex_ema": ComplexEMA,
+    "mega": Mega,
+    "tcnca": TCNCA,
+    "megalodon": Megalodon,
     "rwkv": RWKV,
     "rrwkv": RRWKV,
+    "s5": S5,
     "min_gru": MinGRU,
     "min_lstm": MinLSTM,
     "gru": GRU,

@@ -8,12 +8,18 @@ first key begins a chunk, and keys follow each other.
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from torch.nn import functional as F
+from functools import partial
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lengthwise.errors import InputError
 from lengthwise.ops.dense_attention import dense
+from lengthwise.ops.document_attention import document_attention, group_documents
+from lengthwise.ops.flash_attention import flash_attention
+from lengthwise.ops.patterns import aligned, full
+from lengthwise.ops.patterns import causal as up_to_itself
 
 Queries = Float[Tensor, "batch queries heads head_dim"]
 Keys = Float[Tensor, "batch keys kv_heads head_dim"]
@@ -21,6 +27,9 @@ Values = Float[Tensor, "batch keys kv_heads value_dim"]
 Outputs = Float[Tensor, "batch queries heads value_dim"]
 Slots = Int[Tensor, "batch keys"]
 Bias = Float[Tensor, "heads chunk chunk"]
+
+WIDE = 256
+"""Keys beyond which tiles are faster where values are wider than keys: then the framework writes all logits out."""
 
 
 def chunk_attention_reference(
@@ -64,13 +73,14 @@ def chunk_attention(
     """o for every query.
 
     chunk: c. slots: negative where there is no token: such a key isn't seen, and such a query gives 0. No two keys of a
-    row have the same one; each chunk is filled from its beginning. scale: s, 1/√head_dim by default. bias: b by the
-    places of query and key in their chunk, the same in all chunks. causal: sees nothing that comes later.
+    row have the same one; each chunk is one run of its row, filled from its beginning. scale: s, 1/√head_dim by
+    default. bias: b by the places of query and key in their chunk, the same in all chunks. causal: sees nothing that
+    comes later.
 
-    Values may be wider than keys. Memory O(L · c); O(L) without a bias where values are as wide as keys.
+    Values may be wider than keys. Memory O(L); O(L · c) with a bias. Raises InputError for chunks that aren't runs.
     """
     if slots is not None:
-        return _gathered(q, k, v, chunk, slots, scale, bias, causal)
+        return _by_chunk(q, k, v, chunk, slots, scale, bias, causal)
     keys = k.shape[1]
     past = keys - q.shape[1]
     begin = past // chunk * chunk  # of the chunk that the first query is in
@@ -80,31 +90,25 @@ def chunk_attention(
     for first, last, count in ((begin, head, 1), (head, end, (end - head) // chunk), (end, keys, 1)):
         if last > max(first, past):
             rows = (q[:, max(first, past) - past : last - past], k[:, first:last], v[:, first:last])
-            side_by_side = (x.unflatten(1, (count, -1)).flatten(0, 1) for x in rows)
-            o = _inside(*side_by_side, scale, bias, causal)
+            queries, near, read = (x.unflatten(1, (count, -1)).flatten(0, 1) for x in rows)
+            o = _inside(queries, near, read, scale, bias, causal)
             parts.append(o.unflatten(0, (-1, count)).flatten(1, 2))
     if not parts:
         return q.new_zeros(*q.shape[:3], v.shape[3])
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
-def _inside(
-    q: Queries,
-    k: Keys,
-    v: Values,
-    scale: float | None,
-    bias: Bias | None,
-    causal: bool,
-    seen: Bool[Tensor, "batch 1 1 keys"] | None = None,
-) -> Outputs:
-    """One chunk in each row, the queries the last of its keys. seen: where there are keys, if not everywhere."""
+def _inside(q: Queries, k: Keys, v: Values, scale: float | None, bias: Bias | None, causal: bool) -> Outputs:
+    """One chunk in each row, the queries the last of its keys."""
     queries, keys = q.shape[1], k.shape[1]
-    place = torch.arange(keys, device=q.device)
-    last = place[keys - queries :, None]
-    plain = bias is None and seen is None and queries in (1, keys)
+    wide = bias is None and v.shape[3] != q.shape[3] and queries > 1 and keys > WIDE
+    if wide and not torch.compiler.is_compiling():
+        return flash_attention(q, k, v, pattern=up_to_itself() if causal else full(), scale=scale)[0]
+    plain = bias is None and queries in (1, keys)
+    seen = None
     if causal and not plain:
-        before = (place <= last)[None, None]
-        seen = before if seen is None else before & seen
+        place = torch.arange(keys, device=q.device)
+        seen = (place <= place[keys - queries :, None])[None, None]
     mask = seen
     if bias is not None:
         added = bias[None, :, keys - queries : keys, :keys].to(q.dtype)
@@ -112,29 +116,19 @@ def _inside(
     return dense(q, k, v, scale, mask, is_causal=causal and plain and queries > 1)
 
 
-def _gathered(
+def _by_chunk(
     q: Queries, k: Keys, v: Values, chunk: int, slots: Slots, scale: float | None, bias: Bias | None, causal: bool
 ) -> Outputs:
-    """Every token put at its place in its chunk, each chunk a row, and what comes of it put back."""
-    batch, keys = slots.shape
-    count = int(slots.max()) // chunk + 1 if slots.numel() else 0
-    if count <= 0:
+    """Chunks of equal length side by side, each token without a place alone."""
+    own = slots[:, k.shape[1] - q.shape[1] :]
+    if own.numel() == 0:
         return q.new_zeros(*q.shape[:3], v.shape[3])
-    nowhere = count * chunk
-    at = torch.where(slots < 0, nowhere, slots)
-    source = at.new_full((batch, nowhere + 1), keys)
-    source.scatter_(1, at, torch.arange(keys, device=at.device).expand_as(at))
-    source, row = source[:, :nowhere], torch.arange(batch, device=at.device)[:, None]
-
-    def placed(x: Tensor, missing: int = 0) -> Tensor:
-        rows = F.pad(x, (0, 0, 0, 0, missing, 1))[row, source]
-        return rows.unflatten(1, (count, chunk)).flatten(0, 1)
-
-    seen = None
-    if not causal:
-        filled = (source < keys).unflatten(1, (count, chunk)).flatten(0, 1)
-        # What is empty is read by nobody, and a softmax over nothing would be no number.
-        seen = (filled | ~filled.any(1, keepdim=True))[:, None, None]
-    o = _inside(placed(q, keys - q.shape[1]), placed(k), placed(v), scale, bias, causal, seen)
-    o = F.pad(o.unflatten(0, (batch, count)).flatten(1, 2), (0, 0, 0, 0, 0, 1))
-    return o[row, at[:, keys - q.shape[1] :]]
+    alone = torch.arange(-slots.shape[1], 0, device=slots.device)
+    number = torch.where(slots < 0, alone, slots.div(chunk, rounding_mode="floor"))
+    queries, keys = own.shape[1], slots.shape[1]
+    visibility = aligned(up_to_itself(), queries, keys, number[:, keys - queries :], number)
+    groups = group_documents(visibility, slots.shape[0])
+    if groups is None:
+        raise InputError("the slots of a chunk must be one run of their row")
+    o = document_attention(q, k, v, groups, partial(_inside, scale=scale, bias=bias, causal=causal))
+    return o.masked_fill((own < 0)[..., None, None], 0)

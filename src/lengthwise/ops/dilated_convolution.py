@@ -80,6 +80,27 @@ def dilated_convolution(
     return y.to(given_dtype), next_tail(x, history, starts)
 
 
+def newest_output(
+    inputs: Float[Tensor, "batch history_and_1 in"],
+    weight: Weight,
+    bias: Float[Tensor, " out"] | None = None,
+    *,
+    dilation: int = 1,
+) -> Float[Tensor, "batch 1 out"]:
+    """y of one token, given it behind its history: reads K inputs, however many the history has.
+
+    Raises InputError for a history that doesn't fit the kernel.
+    """
+    check_tail(inputs[:, :-1], weight.shape[-1], dilation)
+    dtype = work_dtype(inputs.dtype)
+    seen, weight = inputs[:, ::dilation].to(dtype), weight.to(dtype)
+    if weight.ndim == 2:
+        y = (seen * weight.t()).sum(1)
+    else:
+        y = F.linear(seen.mT.flatten(1), weight.flatten(1))
+    return (y if bias is None else y + bias.to(dtype)).to(inputs.dtype)[:, None]
+
+
 def _tap_by_tap(
     x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, starts: Tensor | None, dilation: int
 ) -> Tensor:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lengthwise.ops import fused
+from lengthwise.ops import fused, memory
 from lengthwise.ops.backend import resolve
 
 Sequence = Float[Tensor, "batch length channels"]
@@ -65,9 +65,7 @@ def ema(
     """
     form = resolve(backend, ("numba", "torch", "reference"), x)
     dtype, given = fused.work_dtype(x.dtype), x.dtype
-    numbers = dtype
-    if any(v is not None and v.is_complex() for v in (q, w, initial)):
-        numbers = torch.complex128 if dtype == torch.float64 else torch.complex64
+    numbers = fused.work_numbers(dtype, q, w, initial)
     if initial is None:
         initial = torch.zeros(x.shape[0], *q.shape, dtype=numbers, device=x.device)
     x, q, w, initial = x.to(dtype), q.to(numbers), w.to(numbers), initial.to(numbers)
@@ -115,7 +113,7 @@ def _ranges(kernels: Any, x: Tensor, q: Tensor) -> list[tuple[int, int]]:
 def _forward(x: Tensor, q: Tensor, w: Tensor, initial: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     kernels: Any = import_module("lengthwise.ops.numba_ema")
 
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = memory.empty(*x.shape, dtype=x.dtype)
     final = torch.empty(initial.shape, dtype=x.dtype)
     given = fused.arrays(x, q, w, initial, starts, y, final)
     fused.run([partial(kernels.forward, *given, *part) for part in _ranges(kernels, x, q)])
@@ -127,7 +125,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernels: Any = import_module("lengthwise.ops.numba_ema")
 
-    d_x, d_initial = torch.empty(x.shape, dtype=x.dtype), torch.empty(initial.shape, dtype=x.dtype)
+    d_x, d_initial = memory.empty(*x.shape, dtype=x.dtype), torch.empty(initial.shape, dtype=x.dtype)
     d_q, d_w = (torch.empty(initial.shape, dtype=x.dtype) for _ in range(2))
     given = fused.arrays(d_y, d_final, x, q, w, initial, starts, d_x, d_q, d_w, d_initial)
     fused.run([partial(kernels.backward, *given, *part) for part in _ranges(kernels, x, q)])

@@ -97,6 +97,13 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def work_numbers(real: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
+    """The dtype `real`, or that of complex numbers with such parts if any of `tensors` is complex."""
+    if any(t is not None and t.is_complex() for t in tensors):
+        return torch.complex128 if real == torch.float64 else torch.complex64
+    return real
+
+
 def starts_or_none(starts: Tensor | None, like: Tensor) -> Tensor:
     """`starts` for a kernel, where a tensor without rows means that nothing starts."""
     return torch.empty(0, 0, dtype=torch.bool, device=like.device) if starts is None else starts

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lengthwise.errors import InputError
-from lengthwise.ops import fused
+from lengthwise.ops import fused, memory
 from lengthwise.ops.backend import resolve
 
 ALPHA = 2.0
@@ -97,7 +97,7 @@ def _ranges(kernels: Any, shape: torch.Size) -> list[tuple[int, int]]:
 def _forward(x: Tensor, initial: Tensor, starts: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
     kernels: Any = import_module("lengthwise.ops.numba_integrate_and_fire")
 
-    charge, spikes = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
+    charge, spikes = (memory.empty(*x.shape, dtype=x.dtype) for _ in range(2))
     membrane = initial.clone(memory_format=torch.contiguous_format)
     x_, starts_, membrane_, charge_, spikes_ = fused.arrays(x, starts, membrane, charge, spikes)
     given = (x_, starts_, x_.dtype.type(1 / tau), membrane_, charge_, spikes_)
@@ -110,7 +110,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     kernels: Any = import_module("lengthwise.ops.numba_integrate_and_fire")
 
-    d_x = torch.empty(charge.shape, dtype=charge.dtype)
+    d_x = memory.empty(*charge.shape, dtype=charge.dtype)
     carried = d_membrane.clone(memory_format=torch.contiguous_format)
     charge_, starts_, d_spikes_, carried_, d_x_ = fused.arrays(charge, starts, d_spikes, carried, d_x)
     constants = (charge_.dtype.type(c) for c in (1 / tau, ALPHA / 2, math.pi / 2 * ALPHA))

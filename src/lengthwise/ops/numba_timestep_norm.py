@@ -1,10 +1,10 @@
 """The timestep norm's kernels. The input is read once each way; means and variances are kept for the backward.
 
 A unit of work is one row of the batch and some of the groups. The gradients of mean and variance are a scan in reverse:
-with g = dy ⊙ gain, Σ over the channels of a group, and r = 1/√(σ² + eps),
+with g = dy ⊙ gain, Σ over the s channels of a group, r = 1/√(σ² + eps) and b = 1/n,
 
-    M_t = −r_t Σ g_t + (1 − 1/n_{t+1}) M_{t+1} − e_{t+1}          V_t = −½ r_t³ Σ g_t (x_t − μ_t) + (1 − 1/n_{t+1}) V_{t+1}
-    e_t = 2 (n_t − 1)/n_t² (m_t − μ_{t−1}) V_t                     dx_t = r_t g_t + (M_t/n_t + e_t + 2 (x_t − m_t) V_t/n_t)/s
+    M_t = −r_t Σ g_t + (1 − b_{t+1}) M_{t+1} − e_{t+1}       V_t = −½ r_t³ Σ g_t (x_t − μ_t) + (1 − b_{t+1}) V_{t+1}
+    e_t = 2 b_t (1 − b_t) (m_t − μ_{t−1}) V_t                dx_t = r_t g_t + (b_t M_t + e_t + 2 b_t (x_t − m_t) V_t)/s
 """
 
 # mypy: disable-error-code="call-arg"
@@ -77,8 +77,8 @@ def forward(x, gain, bias, counts, starts, padding, eps, mean, variance, y, mean
     """Units `first` to `last` of batch times blocks of `width` groups. Writes y, means and variances.
 
     x, y: [batch, length, groups, size]. gain, bias: [groups, size]. counts: [batch, length], of each token the steps up
-    to it. starts, padding: [batch, length] or empty. mean, variance: [batch, groups], the initial ones, become the last.
-    means, variances: [batch, length, groups].
+    to it. starts, padding: [batch, length] or empty. mean, variance: [batch, groups], at first the initial ones, become
+    the last. means, variances: [batch, length, groups].
     """
     fused()
     length, groups = x.shape[1], x.shape[2]
@@ -135,9 +135,10 @@ def backward(
     dy, x, gain, counts, starts, padding, eps, initial, means, variances,
     d_mean, d_variance, dx, d_gain, d_bias, width, first, last,
 ):  # fmt: skip
-    """Gradients of `forward`. d_mean, d_variance: those of the last mean and variance, become those of the initial ones.
+    """Gradients of `forward`.
 
-    d_gain, d_bias: [batch, groups, size], zero at first.
+    d_mean, d_variance: those of the last mean and variance, become those of the initial ones. d_gain, d_bias: [batch,
+    groups, size], zero at first.
     """
     fused()
     length, groups = x.shape[1], x.shape[2]

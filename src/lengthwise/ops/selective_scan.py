@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lengthwise.ops import fused
+from lengthwise.ops import fused, memory
 from lengthwise.ops.backend import resolve
 
 Size = int | torch.SymInt
@@ -131,9 +131,9 @@ def _forward(
 
     (batch, length, channels), states = x.shape, A.shape[1]
     chunk = _chunk(states)
-    y = torch.empty(batch, length, channels, dtype=x.dtype)
+    y = memory.empty(batch, length, channels, dtype=x.dtype)
     final = torch.empty(batch, channels, states, dtype=x.dtype)
-    kept = torch.empty(batch, _blocks(length, chunk) if keep else 0, states, channels, dtype=x.dtype)
+    kept = memory.empty(batch, _blocks(length, chunk) if keep else 0, states, channels, dtype=x.dtype)
     given = fused.arrays(x, dt, A, B, C, D, initial, starts, y, final, kept)
     ranges = fused.parts(batch * _blocks(channels, kernels.WIDTH), x.numel() * states)
     fused.run([partial(kernels.forward, *given, chunk, first, last) for first, last in ranges])
@@ -156,7 +156,7 @@ def _backward(
 
     (batch, length, channels), states = x.shape, A.shape[1]
     ranges = fused.parts(batch * _blocks(channels, kernels.WIDTH), x.numel() * states)
-    d_x, d_dt = (torch.empty(batch, length, channels, dtype=x.dtype) for _ in range(2))
+    d_x, d_dt = (memory.empty(batch, length, channels, dtype=x.dtype) for _ in range(2))
     d_A, d_initial = (torch.empty(batch, channels, states, dtype=x.dtype) for _ in range(2))
     d_B, d_C = (torch.zeros(len(ranges), batch, length, states, dtype=x.dtype) for _ in range(2))
     d_D = torch.zeros(batch, channels, dtype=x.dtype)

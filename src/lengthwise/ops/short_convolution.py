@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lengthwise.errors import InputError
-from lengthwise.ops import fused
+from lengthwise.ops import fused, memory
 from lengthwise.ops.backend import resolve
 
 
@@ -146,7 +146,7 @@ def _forward(
 ) -> Tensor:
     kernels: Any = import_module("lengthwise.ops.numba_convolution")
 
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = memory.empty(*x.shape, dtype=x.dtype)
     *given, y_ = fused.arrays(x, weight, bias, tail, _reach(starts), y)
     width, phases, ranges = _division(x.shape, weight.shape[0], dilation)
     fused.run([partial(kernels.forward, *given, dilation, silu, y_, width, phases, *r) for r in ranges])
@@ -158,7 +158,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernels: Any = import_module("lengthwise.ops.numba_convolution")
 
-    d_x, d_tail = torch.empty(x.shape, dtype=x.dtype), torch.zeros(tail.shape, dtype=x.dtype)
+    d_x, d_tail = memory.empty(*x.shape, dtype=x.dtype), torch.zeros(tail.shape, dtype=x.dtype)
     width, phases, ranges = _division(x.shape, 2 * weight.shape[0], dilation)
     d_weight = torch.zeros(len(ranges), *weight.shape, dtype=x.dtype)
     d_bias = torch.zeros(len(ranges), *bias.shape, dtype=x.dtype)

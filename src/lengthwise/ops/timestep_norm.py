@@ -4,17 +4,17 @@
     μ_t = μ_{t−1} + (m_t − μ_{t−1}) / n          σ²_t = ((n − 1) σ²_{t−1} + v_t) / n + (n − 1)/n² (m_t − μ_{t−1})²
     y_t = (x_t − μ_t) / √(σ²_t + eps) ⊙ gain + bias
 
-n counts the steps of the document up to t, on top of a `prior` number of steps of mean 0 and variance 1. So μ_t and σ²_t
-are mean and variance of all that the group has seen, the present step included, whatever the length: no large sums are
-kept whose rounding grows. Ma et al. 2024, arXiv 2404.08801; the recurrence is Welford's (1962) for groups of values,
-Chan et al. (1979).
+n counts the steps of the document up to t, on top of a `prior` number of steps of mean 0 and variance 1. So μ_t and
+σ²_t are mean and variance of all that the group has seen, the present step included, whatever the length: no large sums
+are kept whose rounding grows. Ma et al. 2024, arXiv 2404.08801; the recurrence is that of Welford 1962, for groups of
+values as in Chan et al. 1979.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -71,9 +71,7 @@ def timestep_norm_reference(
     return (torch.stack(ys, 1) if ys else x), (count, mean, variance)
 
 
-def one_step(
-    x_t: Float[Tensor, "batch groups size"], count: Count, mean: Moments, variance: Moments
-) -> Statistics:
+def one_step(x_t: Float[Tensor, "batch groups size"], count: Count, mean: Moments, variance: Moments) -> Statistics:
     """The statistics with one more token."""
     n = (count + 1)[:, None].to(x_t.dtype)
     m, v = x_t.mean(-1), x_t.var(-1, correction=0)
@@ -141,6 +139,37 @@ def count_steps(
     return step - begun
 
 
+class Stretch(NamedTuple):
+    """What stretches of tokens count as, [batch, length], and the mean and the variance of each group over them,
+    [batch, length, groups]."""
+
+    weight: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def part(self, begin: int | None, end: int | None) -> Stretch:
+        """The stretches that end in a part of the tokens."""
+        return Stretch(*(t[:, begin:end] for t in self))
+
+    def then(self, other: Stretch) -> Stretch:
+        """These stretches and others after them."""
+        return Stretch(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+
+    def where(self, mask: Tensor, other: Stretch) -> Stretch:
+        """These stretches where the mask is True, others elsewhere."""
+        masks = mask, mask[..., None], mask[..., None]
+        return Stretch(*(torch.where(m, a, b) for m, a, b in zip(masks, self, other, strict=True)))
+
+
+def merge(older: Stretch, newer: Stretch) -> Stretch:
+    """The statistics of two stretches together. Chan et al. 1979."""
+    total = older.weight + newer.weight
+    share = (newer.weight / total.clamp_min(1))[..., None]
+    apart = newer.mean - older.mean
+    variance = (1 - share) * older.variance + share * (newer.variance + (1 - share) * apart.square())
+    return Stretch(total, older.mean + share * apart, variance)
+
+
 def _by_doubling(
     x: Tensor,
     gain: Tensor,
@@ -153,54 +182,27 @@ def _by_doubling(
     eps: float,
 ) -> tuple[Tensor, Statistics]:
     """The statistics of 1, 2, 4, … tokens up to each one, each merged from two of half the length."""
-    count, first_mean, first_variance = statistics
-    (batch, length), groups = x.shape[:2], first_mean.shape[1]
-    grouped = x.unflatten(-1, (groups, -1))
-    mean, variance = grouped.mean(-1), grouped.var(-1, correction=0)
-    weight, begins = torch.ones_like(mean[..., 0]), torch.zeros(batch, length, dtype=torch.bool, device=x.device)
-    if padding is not None:
-        weight = weight.masked_fill(padding, 0)
-    if starts is not None:
-        begins = starts if padding is None else starts & ~padding
-        initial = torch.full_like(weight, prior), torch.zeros_like(mean), torch.ones_like(mean)
-        weight, mean, variance = _where(begins, merge(initial, (weight, mean, variance)), (weight, mean, variance))
+    count, mean, variance = statistics
+    absent = torch.zeros_like(x[..., 0], dtype=torch.bool) if padding is None else padding
+    begins = torch.zeros_like(absent) if starts is None else starts & ~absent
+    x = x.masked_fill(absent[..., None], 0)  # what is in padding may be no number
+    grouped = x.unflatten(-1, (mean.shape[1], -1))
+    of_token = grouped.mean(-1)
+    each = Stretch((~absent).to(x), of_token, (grouped - of_token[..., None]).square().mean(-1))
+    fresh = Stretch(torch.full_like(each.weight, prior), torch.zeros_like(of_token), torch.ones_like(of_token))
+    each = merge(fresh, each).where(begins, each)
     # What was before the first token stands in front, as a step of its own that counts as many.
-    weight = torch.cat([count[:, None].to(weight), weight], 1)
-    mean, variance = (torch.cat([a[:, None], b], 1) for a, b in ((first_mean, mean), (first_variance, variance)))
-    begins = torch.cat([torch.zeros_like(begins[:, :1]) if length else begins.new_zeros(batch, 1), begins], 1)
-    now, reach = (weight, mean, variance), 1
-    while reach <= length:
-        older, newer = tuple(t[:, :-reach] for t in now), tuple(t[:, reach:] for t in now)
-        joined = _where(begins[:, reach:], newer, merge(older, newer))
-        now = tuple(torch.cat([t[:, :reach], j], 1) for t, j in zip(now, joined, strict=True))  # type: ignore[assignment]
+    now = Stretch(count[:, None].to(x), mean[:, None], variance[:, None]).then(each)
+    begins, reach = torch.cat([begins.new_zeros(len(begins), 1), begins], 1), 1
+    while reach <= x.shape[1]:
+        older, newer = now.part(None, -reach), now.part(reach, None)
+        now = now.part(None, reach).then(newer.where(begins[:, reach:], merge(older, newer)))
         begins = torch.cat([begins[:, :reach], begins[:, reach:] | begins[:, :-reach]], 1)
         reach *= 2
-    _, mean, variance = now
-    normed = (grouped - mean[:, 1:, :, None]) * torch.rsqrt(variance[:, 1:, :, None] + eps)
-    y = normed.flatten(2) * gain + bias
-    y = y if padding is None else y.masked_fill(padding[..., None], 0)
-    counts = count_steps(count, length, starts, padding, prior)
-    return y, (counts[:, -1] if length else count, mean[:, -1], variance[:, -1])
-
-
-Stretch = tuple[Tensor, Tensor, Tensor]
-"""What stretches of tokens count as, [batch, length], and mean and variance of each group, [batch, length, groups]."""
-
-
-def merge(older: Stretch, newer: Stretch) -> Stretch:
-    """The statistics of two stretches together. Chan et al. 1979."""
-    total = older[0] + newer[0]
-    share = (newer[0] / total.clamp_min(1))[..., None]
-    apart = newer[1] - older[1]
-    variance = (1 - share) * older[2] + share * (newer[2] + (1 - share) * apart.square())
-    return total, older[1] + share * apart, variance
-
-
-def _where(mask: Tensor, chosen: Stretch, other: Stretch) -> Stretch:
-    weight, *moments = (
-        torch.where(mask if a.ndim == 2 else mask[..., None], a, b) for a, b in zip(chosen, other, strict=True)
-    )
-    return weight, moments[0], moments[1]
+    normed = (grouped - now.mean[:, 1:, :, None]) * torch.rsqrt(now.variance[:, 1:, :, None] + eps)
+    y = (normed.flatten(2) * gain + bias).masked_fill(absent[..., None], 0)
+    counts = torch.cat([count[:, None], count_steps(count, x.shape[1], starts, padding, prior)], 1)
+    return y, (counts[:, -1], now.mean[:, -1], now.variance[:, -1])
 
 
 def _ranges(kernels: Any, x: Tensor, groups: int) -> tuple[int, list[tuple[int, int]]]:

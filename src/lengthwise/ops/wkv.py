@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lengthwise.ops import fused
+from lengthwise.ops import fused, memory
 from lengthwise.ops.backend import resolve
 
 EMPTY = -1e38
@@ -142,9 +142,9 @@ def _forward(
     kernels: Any = import_module("lengthwise.ops.numba_wkv")
 
     batch, length, channels = k.shape
-    y, state = torch.empty(k.shape, dtype=k.dtype), initial.clone(memory_format=torch.contiguous_format)
-    denominator, high = (torch.empty(k.shape if weigh else (0, 0, 0), dtype=k.dtype) for _ in range(2))
-    kept = torch.empty(batch, _chunks(length) if keep else 0, 3, channels, dtype=k.dtype)
+    y, state = memory.empty(*k.shape, dtype=k.dtype), initial.clone(memory_format=torch.contiguous_format)
+    denominator, high = (memory.empty(*(k.shape if weigh else (0, 0, 0)), dtype=k.dtype) for _ in range(2))
+    kept = memory.empty(batch, _chunks(length) if keep else 0, 3, channels, dtype=k.dtype)
     given = fused.arrays(k, v, decay, bonus, starts, state, y, denominator, high, kept)
     fused.run([partial(kernels.forward, *given, *part) for part in _ranges(kernels, k.shape)])
     return y, high.add_(denominator.log_()), state, kept
@@ -171,7 +171,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     kernels: Any = import_module("lengthwise.ops.numba_wkv")
 
-    d_k, d_v = (torch.empty(k.shape, dtype=k.dtype) for _ in range(2))
+    d_k, d_v = (memory.empty(*k.shape, dtype=k.dtype) for _ in range(2))
     d_decay, d_bonus = (torch.zeros(k.shape[0], k.shape[2], dtype=k.dtype) for _ in range(2))
     d_initial = torch.empty(initial.shape, dtype=k.dtype)
     given = fused.arrays(k, v, decay, bonus, starts, initial, state, kept, d_y, d_log, d_state)

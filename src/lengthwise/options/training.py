@@ -15,6 +15,8 @@ from lengthwise.errors import InputError, unknown
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
+Packing = Literal["none", "cut", "arrival", "greedy"]
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -23,6 +25,7 @@ class TrainOptions:
     Examples:
       lengthwise train --layers "4*(mamba + swiglu)" --data texts/ --out runs/mamba
       lengthwise train settings.yaml --steps 5000
+      lengthwise train --layers "4*mamba" --data letters/ --packing greedy --length 2048 --out runs/letters
       lengthwise train --out runs/mamba --resume
       torchrun --nproc-per-node 2 -m lengthwise train settings.yaml
     """
@@ -93,8 +96,10 @@ class TrainOptions:
     carry_state: bool = False
     """Each row of the batch is one long stream and the state goes on from step to step (truncated back-propagation)."""
 
-    pack: bool = False
-    """Files are documents that don't see each other, several in one row."""
+    packing: Packing = "none"
+    """Files as documents that don't see each other, several in one row: cut fills every row and cuts the file that
+    reaches over its end; arrival and greedy keep files whole where a row has room for one, as they come or the longest
+    that fits next, and pad what is left; none reads windows that may cross from one file into the next."""
 
     precision: Precision = "auto"
     """Arithmetic of matrix products; auto is bfloat16 where the processor has it, else float32."""

@@ -24,12 +24,19 @@ SYSTEMS = {
     "hyena": "lengthwise.systems.hyena",
     "linear-transformer": "lengthwise.systems.linear_transformer",
     "mamba": "lengthwise.systems.mamba",
+    "megalodon": "lengthwise.systems.megalodon",
     "min-rnn": "lengthwise.systems.min_rnn",
     "multi-query-attention": "lengthwise.systems.multi_query_attention",
     "nope": "lengthwise.systems.nope",
+    "packmamba": "lengthwise.systems.packmamba",
     "roformer": "lengthwise.systems.roformer",
+    "rrwkv": "lengthwise.systems.rrwkv",
     "rwkv": "lengthwise.systems.rwkv",
+    "rwkv-temporal-perspectives": "lengthwise.systems.rwkv_temporal_perspectives",
+    "s5-reinforcement": "lengthwise.systems.s5_reinforcement",
+    "spikegpt": "lengthwise.systems.spikegpt",
     "stuffed-mamba": "lengthwise.systems.stuffed_mamba",
+    "tcnca": "lengthwise.systems.tcnca",
 }
 """The systems that are built, by key, and the module of each."""
 

@@ -16,6 +16,7 @@ gradients clipped to 1. Other sizes are arguments.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -115,13 +116,27 @@ def nll_by_position(
     model: nn.Module, length: int, *, windows: int = 48, longest: int = 512, bos: bool = False
 ) -> Float[Tensor, " length"]:
     """Nats per byte of each prediction of a window, the mean over `windows` evenly spaced validation windows."""
-    tokens = validation_windows(length, windows, longest, bos)
-    rows = max(1, 16384 // length)
-    losses = []
+    return nll_of(model, validation_windows(length, windows, longest, bos)).mean(0)
+
+
+@torch.no_grad()
+def nll_of(model: nn.Module, tokens: Int[Tensor, "rows n"]) -> Float[Tensor, "rows length"]:
+    """Nats of each token after the first of its row."""
+    losses, rows = [], max(1, 16384 // (tokens.shape[1] - 1))
     for part in tokens.split(rows):
         logits, _ = model(part[:, :-1])
         losses.append(functional.cross_entropy(logits.float().transpose(1, 2), part[:, 1:], reduction="none"))
-    return torch.cat(losses).mean(0)
+    return torch.cat(losses)
+
+
+def bits_per_byte(model: nn.Module, tokens: Int[Tensor, "rows n"]) -> float:
+    """The mean over all bytes but the first of each row."""
+    return float(nll_of(model, tokens).mean()) / math.log(2)
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def validation_windows(
@@ -131,6 +146,22 @@ def validation_windows(
     `longest`."""
     tokens = corpus()[1].windows(windows, max(length, longest))
     return begin(tokens[:, -length:]) if bos else tokens[:, -(length + 1) :]
+
+
+def progress(run: Run, total: int) -> Callable[[str], OnStep]:
+    """Tells how far an experiment is that trains for `total` steps in all: called with the name of what is trained
+    next, it gives what to call after each of its steps."""
+    done = 0
+
+    def named(name: str) -> OnStep:
+        def on_step(step: int, loss: float) -> None:  # noqa: ARG001
+            nonlocal done
+            done += 1
+            run.progress(f"{name}: loss {loss:.3f}", done / total)
+
+        return on_step
+
+    return named
 
 
 def variants(

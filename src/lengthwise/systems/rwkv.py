@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import nn
 
 from lengthwise.contract import StateTree
 from lengthwise.measure import interleaved
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.systems import rwkv_model
-from lengthwise.systems.experiments import OnStep, corpus, nll_by_position, validation_windows, variants
+from lengthwise.systems.experiments import OnStep, bits_per_byte, corpus, parameters, validation_windows, variants
 from lengthwise.systems.system import Figure, Run, System, at_most, reported
 
 SYSTEM = System(
@@ -50,7 +48,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     def job(train: Callable[[int, OnStep], LanguageModel]) -> Callable[[int, OnStep], float]:
         def measure(seed: int, on_step: OnStep) -> float:
             trained.append(train(seed, on_step))
-            return bits_per_byte(trained[-1], LENGTH)
+            return bits_per_byte(trained[-1], validation_windows(LENGTH, 2**17 // LENGTH, LENGTH))
 
         return measure
 
@@ -88,17 +86,6 @@ def train_transformer(
     batches = corpus()[0].batches(LENGTH, BATCH, seed)
     rwkv_model.train(model, batches, steps=steps or STEPS, learning_rate=learning_rate, warmup=50, on_step=on_step)
     return model.eval()
-
-
-def bits_per_byte(model: nn.Module, length: int, windows: int | None = None) -> float:
-    """Of held-out files, in windows of `length`; 128 KiB unless `windows` are given."""
-    windows = windows or 2**17 // length
-    return float(nll_by_position(model, length, windows=windows, longest=length).mean()) / math.log(2)
-
-
-def parameters(model: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in model.parameters())
 
 
 @torch.no_grad()

@@ -14,7 +14,14 @@ from torch import Tensor
 from lengthwise.mixers.mamba2 import Mamba2
 from lengthwise.mixers.state_control import Normalise, StateControl, Window
 from lengthwise.models.language_model import LanguageModel
-from lengthwise.systems.experiments import corpus, nll_by_position, train_bytes, validation_windows
+from lengthwise.systems.experiments import (
+    corpus,
+    nll_by_position,
+    nll_of,
+    progress,
+    train_bytes,
+    validation_windows,
+)
 from lengthwise.systems.system import Figure, Run, System, at_least, reported
 from lengthwise.tasks.recall import AssociativeRecall
 from lengthwise.tasks.task import Example
@@ -51,17 +58,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     more.
     """
     seeds = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
-    total = len(run.seeds) * (STEPS + len(STATES) * RECALL_STEPS)
-    done = 0
-
-    def on_step(name: str) -> Callable[[int, float], None]:
-        def tell(step: int, loss: float) -> None:
-            nonlocal done
-            done += 1
-            run.progress(f"{name}, step {step}: loss {loss:.3f}", done / total)
-
-        return tell
-
+    on_step = progress(run, len(run.seeds) * (STEPS + len(STATES) * RECALL_STEPS))
     found = [collapse(seed, on_step(f"bytes, seed {seed}")) for seed in run.seeds]
     middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
     yield at_least(f"late over early, unrepaired ({seeds})", middle["plain"], 1.05, claimed="collapses beyond 8K")
@@ -120,16 +117,8 @@ def against_restarts(model: LanguageModel, plain: Float[Tensor, " length"]) -> f
     text = validation_windows(LENGTH, WINDOWS, LENGTH)
     late = text[:, LATE:]
     pieces = late.unfold(1, TRAINED + 1, TRAINED).flatten(0, 1)
-    with torch.no_grad():
-        losses = [nll_of(model, part) for part in pieces.split(256)]
-    restarted = torch.cat(losses)[:, TRAINED // 2 :].mean()
+    restarted = nll_of(model, pieces)[:, TRAINED // 2 :].mean()
     return float(plain[LATE:].unflatten(0, (-1, TRAINED))[:, TRAINED // 2 :].mean() / restarted)
-
-
-def nll_of(model: LanguageModel, tokens: Tensor) -> Float[Tensor, "rows length"]:
-    """Nats of each token after the first of its row."""
-    logits, _ = model(tokens[:, :-1])
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
 
 
 @torch.no_grad()
@@ -147,12 +136,7 @@ def norms(model: LanguageModel, percentile: float = 0.95) -> list[Float[Tensor, 
 
 def recall_batches(batch: int, seed: int) -> Iterator[Example]:
     """Endless examples, of one length in a batch, uniform from 16 to 256."""
-    generator = torch.Generator().manual_seed(seed)
-    step = 0
-    while True:
-        length = int(torch.randint(16, RECALL.length + 1, (), generator=generator))
-        yield RECALL.batch(batch, length=length, seed=(seed, step))
-        step += 1
+    return RECALL.batches_of_lengths(batch, range(16, RECALL.length + 1), seed)
 
 
 def capacity(

@@ -6,7 +6,15 @@ from lengthwise.tasks.addition import Addition
 from lengthwise.tasks.copying import Copying, SelectiveCopying
 from lengthwise.tasks.corpus import Corpus, read, standard_library
 from lengthwise.tasks.listops import ListOps
-from lengthwise.tasks.recall import AssociativeRecall, Induction, Overwriting, Passkey, SingleRecall
+from lengthwise.tasks.recall import (
+    AssociativeRecall,
+    DistantRecall,
+    GapRecall,
+    Induction,
+    Overwriting,
+    Passkey,
+    SingleRecall,
+)
 from lengthwise.tasks.task import Example, Task
 
 TASKS: dict[str, type[Task]] = {
@@ -14,8 +22,10 @@ TASKS: dict[str, type[Task]] = {
     "selective_copying": SelectiveCopying,
     "associative_recall": AssociativeRecall,
     "single_recall": SingleRecall,
+    "distant_recall": DistantRecall,
     "overwriting": Overwriting,
     "induction": Induction,
+    "gap_recall": GapRecall,
     "passkey": Passkey,
     "addition": Addition,
     "listops": ListOps,
@@ -27,7 +37,9 @@ __all__ = [
     "AssociativeRecall",
     "Copying",
     "Corpus",
+    "DistantRecall",
     "Example",
+    "GapRecall",
     "Induction",
     "ListOps",
     "Overwriting",

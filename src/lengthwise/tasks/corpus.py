@@ -10,6 +10,7 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +20,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lengthwise.contract import Layout
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, unknown
 from lengthwise.tasks.reading import Tokenizer, find_files, load_bytes, load_tokenizer, tokenise
+from lengthwise.training.packing import PACKERS, Packer, divided
 
 T = TypeVar("T")
 
@@ -113,6 +115,10 @@ class Corpus:
         train = [d for i, d in enumerate(documents) if i not in held_out]
         return self._of(train), self._of([documents[i] for i in sorted(held_out)])
 
+    def select(self, keep: Callable[[str], bool]) -> Corpus:
+        """The documents for whose names `keep` is true."""
+        return self._of([d for d in self.documents if keep(d.name)])
+
     def _of(self, documents: Sequence[Document]) -> Corpus:
         return Corpus(tuple(documents), self.vocab_size, self.bytes_per_token, self.notes)
 
@@ -125,6 +131,10 @@ class Corpus:
             if rows == 1:
                 needed = f"one context of length {length} needs {length + 1}"
             raise InputError(f"the data has {len(self)} tokens, but {needed}; give more data or a smaller length")
+
+    def _require_successors(self) -> None:
+        if all(len(d) < 2 for d in self.documents):
+            raise InputError("no file has a second token to predict from its first; give longer ones")
 
     def batches(self, length: int, batch: int, seed: int = 0, *, start: int = 0) -> Iterator[Int[Tensor, "batch n"]]:
         """Endless batches [batch, length + 1] from random places, from step `start` on; windows may cross files."""
@@ -143,6 +153,7 @@ class Corpus:
         is at position 0 of the layout, where a model forgets its state."""
         _require_batch(batch)
         self.require(length, batch)
+        self._require_successors()
         each = len(self) // batch
         chunks = (each - 1) // length
         first = np.arange(batch) * each
@@ -159,21 +170,34 @@ class Corpus:
 
         return _steps(rows, start)
 
-    def packed(self, length: int, batch: int, seed: int = 0, *, start: int = 0) -> Iterator[Batch]:
-        """Endless rows filled with whole documents in a new random order each epoch. A document that doesn't fit is
-        cut at the end of its row, and what remains opens the next row as a document of its own."""
+    def packed(
+        self, length: int, batch: int, seed: int = 0, *, packing: str = "cut", start: int = 0
+    ) -> Iterator[Batch]:
+        """Endless rows of several documents, in a new random order each epoch.
+
+        packing: with "cut" every row is full; a document that doesn't fit is cut at the end of its row, and what
+        remains opens the next row as a document of its own. With one of `training.packing.PACKERS` documents stay whole
+        and what a row has left is padding; one of more than `length` + 1 tokens is divided first, and what has a single
+        token, which predicts nothing, is left out. Those rows are packed once: an epoch is another order of them.
+        Raises InputError for an unknown packing, and where no document has two tokens.
+        """
         _require_batch(batch)
         self.require(length)
+        self._require_successors()
+        if packing == "cut":
+            return self._cut_rows(length, batch, seed, start)
+        if packing not in PACKERS:
+            raise unknown("packing", packing, ["cut", *PACKERS])
+        return self._whole_rows(PACKERS[packing], length, batch, seed, start)
+
+    def _cut_rows(self, length: int, batch: int, seed: int, start: int) -> Iterator[Batch]:
         width = length + 1
         each = len(self) // width
-        cached: dict[int, Corpus] = {}
 
+        @lru_cache(maxsize=1)
         def shuffled(epoch: int) -> Corpus:
-            if epoch not in cached:
-                cached.clear()
-                order = np.random.default_rng((seed, epoch)).permutation(len(self.documents))
-                cached[epoch] = self._of([self.documents[i] for i in order])
-            return cached[epoch]
+            order = np.random.default_rng((seed, epoch)).permutation(len(self.documents))
+            return self._of([self.documents[i] for i in order])
 
         def rows(step: int) -> Batch:
             tokens, places, numbers = [], [], []
@@ -187,6 +211,26 @@ class Corpus:
                 places.append(ids - np.maximum(opened, begin))
                 numbers.append(documents)
             return _with_layout(torch.stack(tokens), np.stack(places), np.stack(numbers))
+
+        return _steps(rows, start)
+
+    def _whole_rows(self, packer: Packer, length: int, batch: int, seed: int, start: int) -> Iterator[Batch]:
+        sizes = [len(d) for d in self.documents]
+        opened = (self._ends - sizes).tolist()
+        parts = [(opened[n] + b, opened[n] + e) for n, b, e in divided(sizes, length + 1) if e - b > 1]
+        np.random.default_rng(seed).shuffle(parts)
+        whole = packer([e - b for b, e in parts], length + 1)
+        each = len(whole.rows)
+
+        @lru_cache(maxsize=1)
+        def order(epoch: int) -> list[int]:
+            return np.random.default_rng((seed, epoch)).permutation(each).tolist()
+
+        def rows(step: int) -> Batch:
+            chosen = whole.select([order(row // each)[row % each] for row in range(step * batch, (step + 1) * batch)])
+            tokens = chosen.pack({n: self.cut(*parts[n]) for row in chosen.rows for n in row})
+            layout = chosen.layout()
+            return Batch(tokens, layout.slice(0, length), layout.positions[:, 1:] > 0)
 
         return _steps(rows, start)
 

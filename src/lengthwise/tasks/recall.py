@@ -1,4 +1,4 @@
-"""Recall: find what came with a key, once or many times, its latest value, or a key hidden in filler."""
+"""Recall: find what came with a key, once or many times, its latest value, or what noise or filler lies between."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lengthwise.errors import InputError
@@ -116,6 +116,47 @@ class SingleRecall(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistantRecall(SingleRecall):
+    """Associative recall with one query after noise: every key with its value once, in random order, then noise, the
+    mark, and a key whose value is asked.
+
+    The noise is drawn from symbols of its own. Tokens: keys, values, the mark, then noise.
+    """
+
+    length: int = 50
+    noise: int = 4
+    title: ClassVar[str] = "associative recall with one query after noise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(noise=(self.noise, 1))
+
+    @property
+    def vocab_size(self) -> int:
+        """Keys, values, the mark and noise."""
+        return super().vocab_size + self.noise
+
+    @property
+    def shortest(self) -> int:
+        """The pairs, the mark and the key, without noise."""
+        return 2 * self.keys + 2
+
+    def _generate(self, rng: np.random.Generator, batch: int, length: int) -> tuple[np.ndarray, ...]:
+        tokens, targets, mask = empty_example(batch, length)
+        mark, shown = self.keys + self.values, 2 * self.keys
+        keys = distinct(rng, batch, self.keys, self.keys)
+        values = rng.integers(self.keys, mark, keys.shape)
+        asked = rng.integers(0, self.keys, (batch, 1))
+        tokens[:] = rng.integers(mark + 1, self.vocab_size, (batch, length))
+        tokens[:, 0:shown:2], tokens[:, 1:shown:2] = keys, values
+        targets[:, 0:shown:2] = values
+        tokens[:, -2], tokens[:, -1:] = mark, np.take_along_axis(keys, asked, axis=1)
+        targets[:, -1:] = np.take_along_axis(values, asked, axis=1)
+        mask[:, -1] = True
+        return tokens, targets, mask
+
+
+@dataclass(frozen=True, kw_only=True)
 class Overwriting(Task):
     """Recall with overwriting: writes (key, value), then every key asked once for the value written last.
 
@@ -201,6 +242,58 @@ class Induction(Task):
         tokens[rows, place] = 0
         tokens[:, -1] = 0
         targets[:, -1] = tokens[rows, place + 1]
+        mask[:, -1] = True
+        return tokens, targets, mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapRecall(Task):
+    """Recall over a gap: a mark and a value, noise, then another mark, at which the value is asked.
+
+        K v n_1 … n_g Q
+
+    The noise is drawn from symbols of its own, so that all that is hard is the length g of the gap. Tokens: 0 the mark
+    K, 1 the mark Q, then noise, then values.
+    """
+
+    length: int = 64
+    values: int = 16
+    noise: int = 14
+    title: ClassVar[str] = "recall over a gap"
+
+    def __post_init__(self) -> None:
+        require_at_least(values=(self.values, 2), noise=(self.noise, 1))
+
+    @property
+    def vocab_size(self) -> int:
+        """The marks, noise and values."""
+        return 2 + self.noise + self.values
+
+    @property
+    def answers(self) -> range:
+        """The values."""
+        return range(2 + self.noise, self.vocab_size)
+
+    @property
+    def shortest(self) -> int:
+        """The marks and the value, without a gap."""
+        return self.length_of(0)
+
+    @staticmethod
+    def length_of(gap: int) -> int:
+        """Tokens of an example with so much noise."""
+        return gap + 3
+
+    def is_noise(self, tokens: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        """True where a token is noise."""
+        return (tokens >= 2) & (tokens < 2 + self.noise)
+
+    def _generate(self, rng: np.random.Generator, batch: int, length: int) -> tuple[np.ndarray, ...]:
+        tokens, targets, mask = empty_example(batch, length)
+        tokens[:] = rng.integers(2, 2 + self.noise, (batch, length))
+        value = rng.integers(2 + self.noise, self.vocab_size, batch)
+        tokens[:, 0], tokens[:, 1], tokens[:, -1] = 0, value, 1
+        targets[:, -1] = value
         mask[:, -1] = True
         return tokens, targets, mask
 

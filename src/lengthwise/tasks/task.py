@@ -84,6 +84,15 @@ class Task:
             yield self.batch(batch, length=length, seed=(seed, step))
             step += 1
 
+    def batches_of_lengths(self, batch: int, lengths: range, seed: int = 0) -> Iterator[Example]:
+        """Endless fresh batches, each of one length, drawn evenly from `lengths`."""
+        generator = torch.Generator().manual_seed(seed)
+        step = 0
+        while True:
+            length = lengths[int(torch.randint(len(lengths), (), generator=generator))]
+            yield self.batch(batch, length=length, seed=(seed, step))
+            step += 1
+
     def loss(self, logits: Float[Tensor, "batch length vocab"], example: Example) -> Float[Tensor, ""]:
         """Cross entropy in nats, averaged over what is asked."""
         return F.cross_entropy(logits[example.mask].float(), example.targets[example.mask])

@@ -9,11 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lengthwise.contract import Layout, StateTree
 from lengthwise.errors import InputError
-from lengthwise.training.fit import at_least_float32
+from lengthwise.training.fit import UNCOUNTED, cross_entropy
 
 
 @runtime_checkable
@@ -37,7 +36,7 @@ class Data(Protocol):
     def streams(self, length: int, batch: int, *, start: int = 0) -> Iterator[Any]:
         """Batches in which each row goes on where it ended, with layout and mask."""
 
-    def packed(self, length: int, batch: int, seed: int = 0, *, start: int = 0) -> Iterator[Any]:
+    def packed(self, length: int, batch: int, seed: int = 0, *, packing: str = "cut", start: int = 0) -> Iterator[Any]:
         """Rows of several documents, with layout and mask."""
 
     def windows(self, count: int, length: int) -> Tensor:
@@ -58,6 +57,11 @@ class Rows:
         """Tokens to predict."""
         return self.targets.numel() if self.mask is None else int(self.mask.sum())
 
+    @property
+    def counted(self) -> Int[Tensor, "batch length"]:
+        """The targets, `UNCOUNTED` at places that don't count."""
+        return self.targets if self.mask is None else self.targets.masked_fill(~self.mask, UNCOUNTED)
+
     def divide(self, parts: int) -> list[Rows]:
         """The rows in equal parts, in order."""
         size = len(self.inputs) // parts
@@ -77,19 +81,17 @@ class Rows:
     def loss(self, model: nn.Module, state: StateTree) -> tuple[Float[Tensor, ""], StateTree]:
         """Summed cross-entropy in nats of the tokens that count, and the state after the rows."""
         logits, state = model(self.inputs, state, self.layout)
-        targets = self.targets if self.mask is None else self.targets.masked_fill(~self.mask, -100)
-        flat = at_least_float32(logits).flatten(0, 1)
-        return F.cross_entropy(flat, targets.flatten(), ignore_index=-100, reduction="sum"), state
+        return cross_entropy(logits, self.counted, reduction="sum"), state
 
 
 def rows_of_steps(data: Data, settings: Mapping[str, Any], start: int) -> Iterator[Rows]:
     """The rows of every step from `start` on, over all processes: streams, packed documents or random windows."""
     length, batch, seed = settings["length"], settings["batch"], settings["seed"]
-    if settings["carry_state"] or settings["pack"]:
+    if settings["carry_state"] or settings["packing"] != "none":
         if settings["carry_state"]:
             batches = data.streams(length, batch, start=start)
         else:
-            batches = data.packed(length, batch, seed, start=start)
+            batches = data.packed(length, batch, seed, packing=settings["packing"], start=start)
         for b in batches:
             yield Rows(b.inputs, b.targets, b.layout, b.mask)
     else:

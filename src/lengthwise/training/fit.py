@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from lengthwise.errors import InputError
 from lengthwise.training.optimizer import adamw, learning_rate_factor, set_learning_rate
 
+UNCOUNTED = -100
+"""The target at a place where nothing is predicted."""
+
 Loss = Callable[[nn.Module, Any], Tensor]
 """The scalar loss of a model on a batch, ready for `backward`."""
 
@@ -33,9 +36,12 @@ def bounded_next_token_loss(model: nn.Module, tokens: Int[Tensor, "batch tokens"
     return cross_entropy(logits, tokens[:, 1:]) + logit_penalty(logits)
 
 
-def cross_entropy(logits: Float[Tensor, "batch length vocab"], targets: Int[Tensor, "batch length"]) -> Tensor:
-    """Mean cross-entropy of the targets, in nats."""
-    return F.cross_entropy(at_least_float32(logits).flatten(0, 1), targets.flatten())
+def cross_entropy(
+    logits: Float[Tensor, "batch length vocab"], targets: Int[Tensor, "batch length"], reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy of the targets that aren't `UNCOUNTED`, in nats: their mean, or with reduction "sum" their sum."""
+    flat = at_least_float32(logits).flatten(0, 1)
+    return F.cross_entropy(flat, targets.flatten(), ignore_index=UNCOUNTED, reduction=reduction)
 
 
 def logit_penalty(logits: Float[Tensor, "batch length vocab"], weight: float = 1e-4) -> Float[Tensor, ""]:

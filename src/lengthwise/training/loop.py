@@ -134,6 +134,7 @@ class Trainer:
         or gradient that isn't finite."""
         options, world = self.options, self.world
         mine = rows.divide(world.size)[world.rank]
+        count = max(rows.count, 1)  # rows of documents of one token each have nothing to predict
         total = torch.zeros((), dtype=torch.float64, device=world.device)
         self.optimizer.zero_grad(set_to_none=True)
         carried = []
@@ -142,10 +143,10 @@ class Trainer:
             with autocast(world.device, options.precision):
                 loss, after = part.loss(self.model, state)
             # sharded gradients are averaged over the processes, and the loss is a mean over the tokens of all
-            (loss * (world.size / rows.count)).backward()
+            (loss * (world.size / count)).backward()
             total += loss.detach()
             carried.append(map_state(Tensor.detach, after) if options.carry_state else None)
-        number = world.sum(total).item() / rows.count
+        number = world.sum(total).item() / count
         if not math.isfinite(number):
             raise self._diverged(f"the loss became {number}", lambda: first_not_finite(self.model, self._again(mine)))
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)).item()
@@ -240,3 +241,8 @@ def check_settings(options: TrainOptions) -> None:
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(options, name) < 1:
             raise InputError(f"{name} must be at least 0 and below 1, got {getattr(options, name)}")
+    if options.carry_state and options.packing != "none":
+        raise InputError(
+            f"carry_state reads the files as long streams, and packing {options.packing} as rows of documents; "
+            "choose one of them"
+        )
