@@ -90,6 +90,27 @@ def test_a_token_that_begins_a_document_forgets_the_history():
     torch.testing.assert_close(y[1:], module(token, state)[0][1:], rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
+def test_half_precision_one_by_one_is_that_at_once():
+    torch.manual_seed(0)
+    module, x = TCN(8, kernel=3, levels=2).bfloat16(), torch.randn(1, 12, 8).bfloat16()
+    whole, state = module(x)[0], None
+    for t in range(12):
+        y, state = module(x[:, t : t + 1], state)
+        assert y.dtype == torch.bfloat16
+        assert state.histories[1].inputs.dtype == torch.float32
+        torch.testing.assert_close(y, whole[:, t : t + 1], rtol=2**-7, atol=2**-7)  # one rounding apart
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("depthwise", "inputs"), [(True, 9), (False, 9 * 300)])
+def test_begins_with_outputs_as_large_as_its_inputs(depthwise, inputs):
+    torch.manual_seed(0)
+    for layer in TCN(300, kernel=9, levels=2, depthwise=depthwise).layers:
+        assert layer.weight.std().item() == pytest.approx(inputs**-0.5, rel=0.05)
+        assert layer.bias.eq(0).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -6,7 +6,11 @@ from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
 from lengthwise.ops import short_convolution
-from lengthwise.ops.dilated_convolution import dilated_convolution, dilated_convolution_reference
+from lengthwise.ops.dilated_convolution import (
+    dilated_convolution,
+    dilated_convolution_reference,
+    newest_output,
+)
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}  # float64, sums in another order
 KINDS = pytest.mark.parametrize("kind", ["depthwise", "dense"])
@@ -121,6 +125,18 @@ def test_documents_in_a_row_equal_documents_alone(kind):
     changed[:, :11] = torch.randn(1, 11, 3, dtype=torch.float64)
     again, _ = dilated_convolution(changed, weight, bias, None, starts, dilation=2)
     assert torch.equal(again[:, 11:], packed[:, 11:])
+
+
+@KINDS
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 3), (2, 1), (4, 5)])
+def test_one_token_behind_its_history_has_the_last_output(kind, kernel, dilation):
+    x, weight, bias, history = inputs(2, 1, 3, kernel, dilation, kind)
+    together = torch.cat([history, x], 1)
+    for shift in (bias, None):
+        expected, _ = dilated_convolution_reference(x, weight, shift, history, dilation=dilation)
+        torch.testing.assert_close(newest_output(together, weight, shift, dilation=dilation), expected, **EXACT)
+    with pytest.raises(InputError, match="goes on from a tail of"):
+        newest_output(torch.cat([together, x], 1), weight, bias, dilation=dilation)
 
 
 @KINDS

@@ -102,6 +102,15 @@ def test_one_complex_input_makes_all_complex(backend):
         torch.testing.assert_close(final, last.to(h.dtype), **EXACT)
 
 
+def test_conjugates_that_pytorch_has_put_off():
+    given = [v.conj() for v in inputs(equal_factors, 2, 9, 4, torch.complex128)]
+    assert all(v.is_conj() for v in given)
+    h, final = scan(*given)
+    expected, last = scan(*(v.resolve_conj() for v in given))
+    assert torch.equal(h, expected)
+    assert torch.equal(final, last)
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 3), (2, 1, 3), (2, 4, 3), (2, 5, 1), (2,), (5, 3)])
 def test_factors_of_another_shape(unchecked, shape):
     with pytest.raises(InputError, match="beside"):

@@ -20,9 +20,7 @@ class Recent(State):
 
     inputs: Float[Tensor, "batch n channels"]
 
-    def extend(
-        self, new: Float[Tensor, "batch new channels"]
-    ) -> tuple[Float[Tensor, "batch joined channels"], Recent]:
+    def extend(self, new: Float[Tensor, "batch new channels"]) -> tuple[Float[Tensor, "batch joined channels"], Recent]:
         """The inputs with `new` behind them, and the last n of these. This one stays as it is."""
         (joined,), buffer = appended(self, (self.inputs,), (new,))
         after = Recent(joined[:, new.shape[1] :])

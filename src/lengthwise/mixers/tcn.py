@@ -38,9 +38,9 @@ class TCN(SequenceModule):
     holes, which only the shorter paths past a layer fill.
 
     kernel: K. dilation_factor: f, K by default. levels: S, the number of layers. depthwise: whether w_i is one number
-    for each channel, so that channels stay apart, or a matrix. activation: "silu", "relu", "gelu", "squared_relu", or None.
-    causal: sees the past alone; otherwise the taps are spread evenly to both sides, (K − 1) f^s / 2 tokens to each, and
-    K must be odd. Weights begin as N(0, 1/K), dense ones as N(0, 1/(K dim)) (variances), biases as 0.
+    for each channel, so that channels stay apart, or a matrix. activation: "silu", "relu", "gelu", "squared_relu" or
+    None. causal: sees the past alone; otherwise the taps are spread evenly to both sides, (K − 1) f^s / 2 tokens to
+    each, and K must be odd. Weights begin as N(0, 1/√K), dense ones as N(0, 1/√(K dim)), biases as 0.
 
     State: the last (K − 1) f^s inputs of each layer, (R − 1) dim numbers, whatever the length: long for a state, since
     what it saves is time in training. A token decoded alone reads K S of them and copies none.

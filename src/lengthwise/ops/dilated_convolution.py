@@ -94,10 +94,7 @@ def newest_output(
     check_tail(inputs[:, :-1], weight.shape[-1], dilation)
     dtype = work_dtype(inputs.dtype)
     seen, weight = inputs[:, ::dilation].to(dtype), weight.to(dtype)
-    if weight.ndim == 2:
-        y = (seen * weight.t()).sum(1)
-    else:
-        y = F.linear(seen.mT.flatten(1), weight.flatten(1))
+    y = (seen * weight.t()).sum(1) if weight.ndim == 2 else F.linear(seen.mT.flatten(1), weight.flatten(1))
     return (y if bias is None else y + bias.to(dtype)).to(inputs.dtype)[:, None]
 
 

@@ -88,8 +88,11 @@ def _run_in_pool(calls: Sequence[Callable[[], Any]]) -> None:
 
 
 def arrays(*tensors: Tensor) -> list[Any]:
-    """The tensors as C-contiguous arrays; what is contiguous already shares its memory."""
-    return [t.detach().contiguous().numpy() for t in tensors]
+    """The tensors as C-contiguous arrays; what is contiguous already shares its memory.
+
+    A conjugate that PyTorch has put off is taken now.
+    """
+    return [t.detach().contiguous().numpy(force=True) for t in tensors]
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -31,7 +31,7 @@ SYSTEM = System(
 FUNCTIONS, SHORTEST, LONGEST = 512, 16, 512
 BATCH, ROW = 16, 2048
 LAYERS, DIM = "2*mamba(state_dim=8)", 64
-REPEATS = 5
+REPEATS = 3
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def reproduce(run: Run) -> Iterator[Figure]:
     RRWKV with intervals of 16 tokens against RWKV-4 of the same width and of as many parameters, each trained for 1200
     batches of 16 sequences with gaps of 32 to 256 tokens, one gap in a batch, by Adam from 2e-3 to 1e-4. The loss is
     that of the answer, and a tenth of that of the other tokens that aren't noise. Accuracies are those of 512 fresh
-    sequences, the median over the seeds. Batches were to hold 32 sequences, and hold half of that for the time it takes.
+    sequences, the median over the seeds. Batches were to hold 32 sequences, and hold half of that for the
+    time it takes.
     """
     tell = progress(run, len(run.seeds) * len(ARMS) * STEPS)
     found: dict[str, list[list[float]]] = {name: [] for name in ARMS}
