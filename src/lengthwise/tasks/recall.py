@@ -149,11 +149,14 @@ class DistantRecall(SingleRecall):
         asked = rng.integers(0, self.keys, (batch, 1))
         tokens[:] = rng.integers(mark + 1, self.vocab_size, (batch, length))
         tokens[:, 0:shown:2], tokens[:, 1:shown:2] = keys, values
-        targets[:, 0:shown:2] = values
         tokens[:, -2], tokens[:, -1:] = mark, np.take_along_axis(keys, asked, axis=1)
         targets[:, -1:] = np.take_along_axis(values, asked, axis=1)
         mask[:, -1] = True
         return tokens, targets, mask
+
+    def loss(self, logits: Float[Tensor, "batch length vocab"], example: Example) -> Float[Tensor, ""]:
+        """Cross entropy in nats of the value asked for; those shown can't be known."""
+        return Task.loss(self, logits, example)
 
 
 @dataclass(frozen=True, kw_only=True)
