@@ -12,7 +12,7 @@ BIN = .venv/bin
 
 .venv/full: .venv/base
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,hf,bench,docs]'
-	# The oracle of spiking neurons, without what else it asks for: torchvision, matplotlib and more.
+# The oracle of spiking neurons, without what else it asks for: torchvision, matplotlib and more.
 	$(BIN)/pip install --quiet --no-deps spikingjelly loguru
 	touch $@
 

@@ -46,7 +46,7 @@ def test_rows_of_a_short_training_step(monkeypatch):
 @pytest.mark.slow
 def test_a_step_of_transformers_model_takes_longer():
     pytest.importorskip("transformers")
-    (row,) = models.against_transformers("mamba", 64, layers=1, dim=64)
+    (row,) = models.against_transformers("mamba", 256, layers=1, dim=64)
     assert row.ratios["transformers"] > 2  # at length 512 it is more than ten times that
 
 
