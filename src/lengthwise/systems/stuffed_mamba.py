@@ -53,10 +53,10 @@ def reproduce(run: Run) -> Iterator[Figure]:
 
     Late over early: bits per byte at positions 2049 to 4096 over those at 33 to 64. Where a model begun anew every 64
     bytes does no better late, what is above 1 comes of the text, and no collapse shows at this scale. A repair's share
-    is that of what late is above early. The normalisation's limits are the 95th percentile of a head's norms within the length of
-    training, applied every 64 tokens. Recall is trained at lengths from 16 to 256 in batches of 16; capacity is the
-    longest of 32, 64, … 2048 that is answered right nine times out of ten, 16 where none is, so that 2048 may stand for
-    more.
+    is that of what late is above early. The normalisation's limits are the 95th percentile of a head's norms within the
+    length of training, applied every 64 tokens. Recall is trained at lengths from 16 to 256 in batches of 16; capacity
+    is the longest of 32, 64, … 2048 that is answered right nine times out of ten, 16 where none is, so that 2048 may
+    stand for more.
     """
     seeds = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
     on_step = progress(run, len(run.seeds) * (STEPS + len(STATES) * RECALL_STEPS))
