@@ -31,6 +31,9 @@ from lengthwise.systems.results import (
 )
 from lengthwise.systems.system import Figure, Run, System
 
+LINE = 120
+"""Characters of a line of code."""
+
 
 def list_systems(working: bool = False, find: str = "") -> int:
     """Print every system with its title and arXiv number, and which are built and hold.
@@ -101,10 +104,11 @@ def usage(system: System) -> str:
     if not system.expression:
         functions = [find_part(name) for name in system.parts]
         return "\n".join(f"from {f.__module__} import {f.__name__}" for f in functions if inspect.isfunction(f))
-    return (
-        f'model = lw.LanguageModel(vocab_size=256, dim=192, layers="{system.expression}")\n'
-        f'lengthwise compare --layers "{system.expression}"'
-    )
+    settings = ["vocab_size=256", "dim=192", f'layers="{system.expression}"']
+    model = f"model = lw.LanguageModel({', '.join(settings)})"
+    if len(model) > LINE:
+        model = "\n".join(["model = lw.LanguageModel(", *(f"    {setting}," for setting in settings), ")"])
+    return f'{model}\nlengthwise compare --layers "{system.expression}"'
 
 
 def measured_where(result: Result) -> str:
