@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lengthwise.errors import InputError
-from lengthwise.models.expression import Repeat, parse
+from lengthwise.models.expression import Expression, Leaf, Repeat, Sum, parse
 from lengthwise.systems import find_system
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model to compare, before its width is known. `flexible`: its outermost repeat count may be changed."""
+    """A model to compare, before its width is known. `flexible`: its count of layers may be changed."""
 
     name: str
     layers: str
@@ -58,11 +58,32 @@ def _from_system(key: str) -> Contender:
     system = find_system(key)
     if not system.expression:
         raise InputError(f"system {key!r} is no language model made of layers; `lengthwise show {key}` says what it is")
-    tree = parse(system.expression)
-    return Contender(key, system.expression, flexible=isinstance(tree, Repeat))
+    return Contender(key, system.expression, flexible=count_of(system.expression) is not None)
+
+
+def count_of(layers: str) -> int | None:
+    """How often an expression repeats its layers; None where it doesn't, or repeats several things."""
+    found = outermost(parse(layers))
+    return found[0].count if len(found) == 1 else None
+
+
+def outermost(tree: Expression) -> list[Repeat]:
+    """What a tree repeats, without what is repeated inside of that."""
+    if isinstance(tree, Repeat):
+        return [tree]
+    inside = tree.terms if isinstance(tree, Sum) else [arg for arg in tree.args if isinstance(arg, Expression)]
+    return [repeat for part in inside for repeat in outermost(part)]
 
 
 def with_count(layers: str, count: int) -> str:
-    """An expression with its outermost repeat count replaced."""
-    tree = parse(layers)
-    return str(Repeat(count, tree.body)) if isinstance(tree, Repeat) else layers
+    """An expression with the outermost repeat count replaced."""
+    return str(_replaced(parse(layers), count))
+
+
+def _replaced(tree: Expression, count: int) -> Expression:
+    if isinstance(tree, Repeat):
+        return Repeat(count, tree.body)
+    if isinstance(tree, Sum):
+        return Sum(tuple(_replaced(term, count) for term in tree.terms))
+    arguments = (_replaced(arg, count) if isinstance(arg, Expression) else arg for arg in tree.args)
+    return Leaf(tree.name, tuple(arguments), tree.kwargs, tree.place)

@@ -7,9 +7,8 @@ from functools import lru_cache
 
 import torch
 
-from lengthwise.comparison.candidates import Contender, with_count
+from lengthwise.comparison.candidates import Contender, count_of, with_count
 from lengthwise.errors import InputError
-from lengthwise.models.expression import Repeat, parse
 from lengthwise.models.language_model import LanguageModel
 
 TOLERANCE = 0.025
@@ -103,11 +102,11 @@ def solve_all(models: Sequence[Contender], target: int, vocab_size: int, positio
 
 def solve(contender: Contender, target: int, vocab_size: int, position: str) -> tuple[str, int]:
     """The expression and the width of a contender. Where its depth is free, that which gives a usual width."""
-    tree = parse(contender.layers)
-    if not contender.flexible or not isinstance(tree, Repeat):
+    deepest = count_of(contender.layers)
+    if not contender.flexible or deepest is None:
         return contender.layers, solve_width(contender.layers, target, vocab_size, position)
     choices = []
-    for count in range(1, tree.count + 1):
+    for count in range(1, deepest + 1):
         layers = with_count(contender.layers, count)
         try:
             choices.append((layers, solve_width(layers, target, vocab_size, position)))
