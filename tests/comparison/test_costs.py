@@ -48,6 +48,19 @@ def test_states_are_weighed_and_tokens_timed_at_each_context():
         assert read == sorted(read)
 
 
+@pytest.mark.parametrize("measure", [measure_decoding, measure_memory])
+def test_beyond_the_longest_length_of_a_model_nothing_is_measured_and_the_others_go_on(measure):
+    held = {"ends": LanguageModel(64, 16, "hyena(max_length=600, emb_dim=5) + mlp", position="none"), **models()}
+    allowed = {"ends": Allowance(Pool(100.0, 3), 2**32, False), **allowances()}
+    records = list(measure(held, TEXT, [256, 500, 1024], allowed, lambda text: None))
+    skipped = [r for r in records if isinstance(r, Skipped)]
+    assert {r.candidate for r in skipped} == {"ends"}
+    assert all("max_length=600" in r.reason for r in skipped)
+    if measure is measure_decoding:
+        assert list(by_length(records, "ends", "decode_seconds")) == [256]  # after 500 it would go beyond 600
+        assert list(by_length(records, "grows", "decode_seconds")) == [256, 500, 1024]
+
+
 def test_reading_in_chunks_gives_the_state_of_reading_at_once():
     model = models()["constant"]
     with torch.no_grad():

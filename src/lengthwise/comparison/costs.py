@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lengthwise.contract import StateTree, state_nbytes
+from lengthwise.errors import InputError
 from lengthwise.measure import interleaved, peak_bytes
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.reports.numbers import show_bytes, show_seconds
@@ -21,8 +23,8 @@ from lengthwise.training.fit import next_token_loss
 CHUNK = 1024
 """Tokens read at a time when a state is prepared."""
 
-BURST = 8
-"""Tokens decoded in one timing."""
+BURST, ROUNDS = 8, 17
+"""Tokens decoded in one timing, and timings of each model."""
 
 Cost = Measurement | Skipped
 Tick = Callable[[str], None]
@@ -110,7 +112,12 @@ def measure_memory(
                     continue
                 tick(f"memory of {name} at {length} tokens")
                 begin = time.perf_counter()
-                size = peak_bytes(lambda work=work, model=model, row=row: work(model, row))  # type: ignore[misc]
+                try:
+                    size = peak_bytes(lambda work=work, model=model, row=row: work(model, row))  # type: ignore[misc]
+                except InputError as error:  # some models are made for a longest length
+                    ended.add((measure, name))
+                    yield Skipped(name, measure, length, str(error))
+                    continue
                 allowances[name].note(measure, length, time.perf_counter() - begin, size)
                 yield Measurement(name, 0, measure, float(size), length)
 
@@ -169,7 +176,8 @@ def measure_decoding(
     reading = dict.fromkeys(models, 0.0)
     read = 0
     for model in models.values():
-        read_on(model.eval(), text[: 2 * CHUNK], None)
+        with suppress(InputError):  # some models are made for a longest length, which is found out below
+            read_on(model.eval(), text[: 2 * CHUNK], None)
     for length in sorted(lengths):
         active = [name for name in models if name in states or not read]
         for place, name in enumerate(active):
@@ -182,8 +190,14 @@ def measure_decoding(
                 continue
             tick(f"{name} reads {length} tokens")
             begin = time.perf_counter()
-            states[name] = read_on(model, text[read:length], states.get(name))
-            took = time.perf_counter() - begin
+            try:
+                states[name] = read_on(model, text[read:length], states.get(name))
+                took = time.perf_counter() - begin
+                read_on(model, text[: ROUNDS * BURST], states[name])  # as far as decoding will go
+            except InputError as error:
+                states.pop(name, None)
+                yield Skipped(name, "decode_seconds", length, str(error))
+                continue
             reading[name] += took
             allowances[name].note("decoding", length, took, state_nbytes(states[name]))
             yield Measurement(name, 0, "prefill_seconds", reading[name], length)
@@ -191,7 +205,7 @@ def measure_decoding(
         read = length
         tick(f"decoding after {length} tokens")
         decoders = {name: Decoder(models[name], state, int(text[length - 1])) for name, state in states.items()}
-        times = interleaved(decoders, repeats=15, warmup=2, limit=4.0)
+        times = interleaved(decoders, repeats=ROUNDS - 2, warmup=2, limit=4.0)
         for name, seconds in times.items():
             yield Measurement(name, 0, "decode_seconds", seconds / BURST, length)
 
