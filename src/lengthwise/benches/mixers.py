@@ -21,11 +21,15 @@ RECURRENT = (
     "deltanet(heads=4)",
     "mamba",
     "mamba2",
+    "s5",
     "rwkv + rwkv_channels",
+    "rrwkv + rrwkv_channels",
     "min_gru",
     "min_lstm",
     "gru",
     "lstm",
+    "mega",
+    "tcnca",
     "megalodon",
 )
 """Every mixer whose state doesn't grow without end."""
