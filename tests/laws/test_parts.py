@@ -98,6 +98,11 @@ def test_any_causal_mixer_reads_both_ways(mixer):
     laws.check(part(f"bidirectional({mixer})"), dim=DIM, laws=["packed", "padding", "rows", "lengths"])
 
 
+def test_chunks_of_any_size_are_bounded():
+    for expression in ("chunked_attention(heads=2, chunk=999)", "megalodon(chunk=1000)"):
+        laws.check(part(expression), dim=DIM, laws=["growth"])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_models_keep_the_laws(name):
     laws.check(lambda dim: LanguageModel(vocab_size=13, dim=dim, **MODELS[name]), dim=DIM, laws=EVERYDAY)
