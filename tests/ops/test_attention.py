@@ -10,7 +10,8 @@ from lengthwise.ops import attention as module
 from lengthwise.ops import backend, window_attention
 from lengthwise.ops.attention import attention, attention_reference
 from lengthwise.ops.document_attention import group_documents
-from lengthwise.ops.patterns import aligned, causal, documents, first, full, window
+from lengthwise.ops.patterns import causal, documents, first, full, window
+from lengthwise.ops.visibility import aligned
 
 PATTERNS = [
     full(),

@@ -7,7 +7,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from lengthwise.errors import InputError
 from lengthwise.measure import peak_bytes
 from lengthwise.ops.flash_attention import flash_attention, merge
-from lengthwise.ops.patterns import aligned, causal, first, full, window
+from lengthwise.ops.patterns import causal, first, full, window
+from lengthwise.ops.visibility import aligned
 
 PATTERNS = [causal(), full(), window(3), window(2, 3), window(None, 2), causal() & (window(3) | first(2)), first(2)]
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], [0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 5]])

@@ -2,23 +2,48 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
 from lengthwise.ops import patterns
-from lengthwise.ops.patterns import Visibility, aligned, causal, documents, first, full, run_starts, window
+from lengthwise.ops.patterns import (
+    blocks,
+    causal,
+    dilated,
+    documents,
+    first,
+    fixed,
+    full,
+    global_tokens,
+    keys_at,
+    per_head,
+    queries_at,
+    strided,
+    window,
+)
+from lengthwise.ops.visibility import Visibility, aligned, run_starts
 
 sizes = st.integers(1, 9)
+places = st.lists(st.integers(0, 17), max_size=3)
 atoms = st.one_of(
     st.just(full()),
     st.just(causal()),
     sizes.map(window),
     st.tuples(st.one_of(st.none(), sizes), st.one_of(st.none(), sizes)).map(lambda sides: window(*sides)),
     sizes.map(first),
+    st.integers(1, 4).map(strided),
+    st.tuples(st.integers(1, 3), sizes).map(lambda t: dilated(*t)),
+    st.tuples(st.integers(1, 5), st.integers(0, 2), st.integers(0, 1)).map(lambda t: blocks(*t)),
+    st.tuples(st.integers(1, 2), st.integers(0, 2)).map(lambda t: fixed(4, *t)),
+    st.tuples(st.integers(1, 3)).map(lambda t: fixed(3, *t)),
+    places.map(lambda chosen: global_tokens(*chosen)),
+    places.map(lambda chosen: keys_at(*chosen)),
 )
 combined = st.recursive(
-    atoms, lambda p: st.one_of(st.tuples(p, p).map(lambda t: t[0] & t[1]), st.tuples(p, p).map(lambda t: t[0] | t[1]))
+    atoms,
+    lambda p: st.one_of(st.tuples(p, p).map(lambda t: t[0] & t[1]), st.tuples(p, p).map(lambda t: t[0] | t[1])),
+    max_leaves=5,
 )
 
 
@@ -26,18 +51,21 @@ def seen(pattern, queries=12, keys=15):
     return aligned(pattern, queries, keys).mask()[0]
 
 
+@settings(deadline=None)
 @given(combined, combined)
 def test_combining_patterns_combines_their_masks(a, b):
     assert torch.equal(seen(a & b), seen(a) & seen(b))
     assert torch.equal(seen(a | b), seen(a) | seen(b))
 
 
+@settings(deadline=None)
 @given(combined)
 def test_the_representation_builds_the_same_pattern(pattern):
     names = {name: getattr(patterns, name) for name in patterns.PATTERNS}
     assert eval(repr(pattern), names) == pattern
 
 
+@settings(deadline=None)
 @given(combined, st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.booleans())
 def test_tiles_tell_the_truth(pattern, height, width, seed, packed):
     queries, keys = 9, 13
@@ -75,12 +103,100 @@ def test_first_keys_are_those_of_the_document():
     ]
 
 
+def rows(pattern, length):
+    """What each query sees, written out."""
+    place = torch.arange(length)
+    return [mask.nonzero().flatten().tolist() for mask in pattern.mask(place, place)]
+
+
+def test_each_pattern_is_its_definition():
+    assert rows(causal() & strided(3), 6) == [[0], [1], [2], [0, 3], [1, 4], [2, 5]]
+    assert rows(dilated(2, 2), 5) == [[0], [1], [0, 2], [1, 3], [2, 4]]
+    assert rows(dilated(2, 1, 1), 5) == [[0, 2], [1, 3], [0, 2, 4], [1, 3], [2, 4]]
+    assert rows(blocks(2), 5) == [[0, 1], [0, 1], [2, 3], [2, 3], [4]]
+    assert rows(causal() & blocks(2, previous=1), 5) == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [2, 3, 4]]
+    assert rows(blocks(2, 0, following=1), 5) == [[0, 1, 2, 3]] * 2 + [[2, 3, 4]] * 2 + [[4]]
+    assert rows(causal() & (blocks(3) | fixed(3, 1)), 6) == [[0], [0, 1], [0, 1, 2], [2, 3], [2, 3, 4], [2, 3, 4, 5]]
+    assert rows(fixed(4, 1, skip=2), 4) == [[1]] * 4
+    assert rows(global_tokens(1, 9), 3) == [[1], [0, 1, 2], [1]]
+    assert rows(keys_at(1) & keys_at(2), 3) == [[], [], []]
+
+
+@pytest.mark.parametrize("length", [1, 9, 16, 31])
+def test_any_place_is_two_hops_away(length):
+    """Child et al. 2019: each of the two pairs of patterns reaches every earlier place in two steps."""
+    place = torch.arange(length)
+    for near, far in (
+        (causal() & window(4), causal() & strided(4)),
+        (causal() & blocks(4), causal() & (fixed(4, 1) | window(1))),
+    ):
+        hops = near.mask(place, place).float() @ far.mask(place, place).float()
+        back = far.mask(place, place).float() @ near.mask(place, place).float()
+        assert torch.equal((hops + back) > 0, torch.ones(length, length).tril().bool())
+
+
+@settings(deadline=None, max_examples=50)
+@given(combined, st.integers(0, 20), st.integers(1, 3))
+def test_entries_and_receptive_field_are_those_of_the_mask(pattern, length, layers):
+    place = torch.arange(40)
+    mask = pattern.mask(place, place)
+    assert pattern.entries(length) == int(mask[:length, :length].sum())
+    reached = mask | torch.eye(40, dtype=torch.bool)
+    for _ in range(layers - 1):
+        reached = (reached.float() @ mask.float() > 0) | reached
+    field = pattern.receptive_field(layers)
+    assert field is None or int(reached.sum(1).max()) <= field
+
+
+def test_receptive_fields():
+    assert (causal() & window(5)).receptive_field(3) == 13
+    assert window(2, 1).receptive_field(2) == 7
+    assert dilated(3, 4).receptive_field() == 10
+    assert (causal() & blocks(16, 1)).receptive_field(6) == 7 * 16
+    assert causal().receptive_field() is None
+    assert (causal() & strided(4)).receptive_field() is None
+
+
+@settings(deadline=None, max_examples=50)
+@given(combined, st.integers(0, 30))
+def test_what_later_queries_see_is_kept(pattern, place):
+    pattern = pattern & causal()
+    index = torch.arange(60)
+    later = pattern.mask(index, index)[place:, :place].any(0)
+    keys = index[:place]
+    kept = (keys >= pattern.near(place)) | pattern.lasting(keys, place)
+    assert not (later & ~kept).any()
+
+
+def test_heads_in_groups():
+    pattern = causal() & per_head(window(2), strided(3)) & per_head(full(), full(), first(4), full())
+    assert pattern.heads == (
+        window(2),
+        window(2),
+        causal() & strided(3) & first(4),
+        causal() & strided(3),
+    )
+    assert pattern.causal
+    assert eval(repr(pattern), patterns.PATTERNS) == pattern
+    assert per_head(window(2), window(2)) == window(2)
+    assert (per_head(window(1), window(3)) | first(1)).heads == (window(1) | first(1), window(3) | first(1))
+    assert per_head(window(1), causal()).entries(4) == 7
+    with pytest.raises(InputError, match="mask of each"):
+        pattern.mask(torch.arange(3), torch.arange(3))
+
+
 def test_normal_form():
     assert repr(causal() & (window(512) | first(4))) == "window(512) | causal() & first(4)"
     assert (causal() & (window(512) | first(4))).band == (511, 0, 4)
     assert causal() | window(3) == causal()
     assert (first(2) | window(3) | window(5, 9)).band == (5, 9, 2)
     assert (causal() & first(2)).band is None
+    assert (causal() & blocks(2)).band is None
+    assert strided(4) & strided(6) == strided(12)
+    assert strided(1) == full()
+    assert fixed(4, 2) & fixed(4, 2, skip=1) == fixed(4, 1, skip=1)
+    assert global_tokens() | window(3) == window(3)
+    assert queries_at(2, 1, 2) == queries_at(1, 2)
     assert causal().causal
     assert not window(2, 1).causal
     assert run_starts(torch.tensor([[5, 5, 6, 5]])).tolist() == [[0, 0, 2, 3]]
@@ -91,6 +207,16 @@ def test_normal_form():
     [
         (lambda: window(0), "window must be at least 1, got 0"),
         (lambda: first(0), "first must be at least 1, got 0"),
+        (lambda: strided(0), "step must be at least 1, got 0"),
+        (lambda: dilated(2, 0), "window must be at least 1, got 0"),
+        (lambda: dilated(2), "got 1 values"),
+        (lambda: blocks(0), "size must be at least 1"),
+        (lambda: blocks(2, -1), "previous must be at least 0"),
+        (lambda: fixed(4, 0), "count must be at least 1"),
+        (lambda: fixed(4, 3, skip=2), "a block of 4 doesn't have 3 places before its last 2"),
+        (lambda: global_tokens(-1), "counted from 0 .* got -1"),
+        (lambda: per_head(), "got none"),
+        (lambda: per_head(per_head(causal(), full()), full()), "patterns that all heads share"),
         (lambda: window(-1, 2), "left side of a window must be at least 0, got -1"),
         (lambda: window(1, 2, 3), "got 3 values"),
         (lambda: aligned(documents(), 2, 2).mask(), "needs the document numbers"),

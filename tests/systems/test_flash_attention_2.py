@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lengthwise.ops.flash_attention import Tiling, accumulate
-from lengthwise.ops.patterns import aligned, causal, full
+from lengthwise.ops.patterns import causal, full
+from lengthwise.ops.visibility import aligned
 from lengthwise.systems import flash_attention_2 as system
 from lengthwise.systems.system import Run
 

@@ -15,7 +15,8 @@ from lengthwise.errors import InputError
 from lengthwise.mixers.heads import check_heads
 from lengthwise.ops.attention import attention
 from lengthwise.ops.flash_attention import Bias
-from lengthwise.ops.patterns import Pattern, full, window
+from lengthwise.ops.pattern import Pattern
+from lengthwise.ops.patterns import full, window
 from lengthwise.ops.patterns import causal as up_to_itself
 from lengthwise.positions.position import Position
 

@@ -27,7 +27,9 @@ from lengthwise.ops.backend import resolve
 from lengthwise.ops.dense_attention import by_rows, dense, written_bias, written_mask
 from lengthwise.ops.document_attention import document_attention, group_documents
 from lengthwise.ops.flash_attention import Bias, flash_attention
-from lengthwise.ops.patterns import Pattern, Visibility, aligned, causal, without_documents
+from lengthwise.ops.pattern import Pattern, without_documents
+from lengthwise.ops.patterns import causal
+from lengthwise.ops.visibility import Visibility, aligned
 from lengthwise.ops.window_attention import window_attention, window_fits
 
 WRITTEN = 2**22

@@ -18,8 +18,9 @@ from lengthwise.errors import InputError
 from lengthwise.ops.dense_attention import dense
 from lengthwise.ops.document_attention import document_attention, group_documents
 from lengthwise.ops.flash_attention import flash_attention
-from lengthwise.ops.patterns import aligned, full
 from lengthwise.ops.patterns import causal as up_to_itself
+from lengthwise.ops.patterns import full
+from lengthwise.ops.visibility import aligned
 
 Queries = Float[Tensor, "batch queries heads head_dim"]
 Keys = Float[Tensor, "batch keys kv_heads head_dim"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lengthwise.ops.flash_attention import Bias
-from lengthwise.ops.patterns import Visibility
+from lengthwise.ops.visibility import Visibility
 
 
 def dense(

@@ -28,7 +28,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lengthwise.errors import InputError
-from lengthwise.ops.patterns import Pattern, Visibility, aligned, causal
+from lengthwise.ops.pattern import Pattern
+from lengthwise.ops.patterns import causal
+from lengthwise.ops.visibility import Visibility, aligned
 
 Bias = Tensor | Callable[[Tensor, Tensor], Tensor]
 """What is added to the scaled logits, [batch or 1, heads or 1, queries, keys]: a tensor, or a function that gives the

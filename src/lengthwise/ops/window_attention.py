@@ -15,7 +15,9 @@ from torch import Tensor
 
 from lengthwise.errors import InputError
 from lengthwise.ops.dense_attention import dense
-from lengthwise.ops.patterns import Visibility, window, without_documents
+from lengthwise.ops.pattern import without_documents
+from lengthwise.ops.patterns import window
+from lengthwise.ops.visibility import Visibility
 
 NARROWEST, WIDEST = 64, 512
 """Queries of a block: below, the kernel's own cost counts; above, a block sees more keys than it needs."""

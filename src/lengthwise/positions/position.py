@@ -11,7 +11,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from lengthwise.errors import unknown
-from lengthwise.ops.patterns import Pattern
+from lengthwise.ops.pattern import Pattern
 
 Hook = Literal["embed", "rotate", "bias", "pattern"]
 """A place where order can enter."""

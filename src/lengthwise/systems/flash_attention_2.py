@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lengthwise.measure import interleaved, peak_bytes
 from lengthwise.ops.flash_attention import Tiling, accumulate, flash_attention
-from lengthwise.ops.patterns import Pattern, aligned, causal, full, window
+from lengthwise.ops.pattern import Pattern
+from lengthwise.ops.patterns import causal, full, window
+from lengthwise.ops.visibility import aligned
 from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
 
 SYSTEM = System(
