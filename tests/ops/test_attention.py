@@ -7,10 +7,24 @@ from torch.nn.functional import scaled_dot_product_attention
 from lengthwise.errors import InputError
 from lengthwise.measure import peak_bytes
 from lengthwise.ops import attention as module
-from lengthwise.ops import backend, window_attention
+from lengthwise.ops import backend, tiles
 from lengthwise.ops.attention import attention, attention_reference
 from lengthwise.ops.document_attention import group_documents
-from lengthwise.ops.patterns import causal, documents, first, full, window
+from lengthwise.ops.patterns import (
+    blocks,
+    causal,
+    dilated,
+    documents,
+    first,
+    fixed,
+    full,
+    global_tokens,
+    keys_at,
+    per_head,
+    queries_at,
+    strided,
+    window,
+)
 from lengthwise.ops.visibility import aligned
 
 PATTERNS = [
@@ -25,6 +39,17 @@ PATTERNS = [
     window(2, 2) | first(2),
     first(4),
     causal() & (window(3) | window(20) & first(5)),
+    causal() & (window(3) | strided(5)),
+    causal() & strided(3),
+    dilated(2, 3, 1),
+    causal() & (blocks(6) | fixed(6, 2)),
+    fixed(5, 1, skip=2),
+    blocks(4, previous=1),
+    window(2, 2) | global_tokens(0, 11, 40),
+    keys_at(3) & queries_at(17),
+    keys_at(),
+    causal() & per_head(window(4), strided(3)),
+    per_head(window(1), window(2, 1), first(2), full()),
 ]
 DOCUMENTS = torch.tensor([[0] * 9 + [1] * 4 + [2] * 4 + [3] * 12, [5] * 1 + [6] + [7] * 20 + [8] * 7])
 
@@ -50,11 +75,13 @@ def agree(tensors, tolerance=1e-12, also=(), **arguments):
 @pytest.fixture(params=["written", "structured"])
 def room(request, monkeypatch):
     """With room for masks, and with none, so that every other way of execution is taken."""
-    monkeypatch.setattr(window_attention, "NARROWEST", 4)
-    monkeypatch.setattr(window_attention, "WIDEST", 8)
+    monkeypatch.setattr(tiles, "SIDES", {8: 0.9, 4: 0.6})
     if request.param == "structured":
-        monkeypatch.setattr(module, "WRITTEN", 700)
-    return request.param
+        monkeypatch.setattr(module, "WRITTEN", 10)
+        monkeypatch.setattr(tiles, "WRITTEN", 700)
+    tiles.frames_of.cache_clear()
+    yield request.param
+    tiles.frames_of.cache_clear()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
@@ -99,18 +126,6 @@ def test_positions_of_keys_that_do_not_follow_each_other(room):
     """First keys kept beside the window, as a cache leaves them."""
     positions = torch.tensor([[0, 1, *range(20, 47)], [0, 1, *range(3, 30)]])
     agree(inputs(12), pattern=causal() & (window(6) | first(2)), positions=positions)
-
-
-@pytest.mark.parametrize("first_keys", [0, 3])
-@pytest.mark.parametrize("sides", [(7, 0), (8, 0), (5, 6), (0, 3)])
-@pytest.mark.parametrize("keys", [96, 101, 90])
-def test_window_in_blocks(sides, first_keys, keys):
-    pattern = window(*sides) | first(first_keys) if first_keys else window(*sides)
-    q, k, v = inputs(90, keys)
-    layout = aligned(pattern, 90, keys)
-    for block in (4, 5, 16):
-        o = window_attention.window_attention(q, k, v, layout, block=block)
-        torch.testing.assert_close(o, attention_reference(q, k, v, pattern=pattern))
 
 
 @pytest.mark.parametrize("pattern", [causal(), full(), window(16), causal() & (window(16) | first(2))], ids=repr)
@@ -201,6 +216,3 @@ def test_what_makes_no_sense_is_told():
         attention(q, k, v)
     with pytest.raises(InputError, match="needs the document numbers"):
         attention(*inputs(), pattern=documents())
-    q, k, v = inputs()
-    with pytest.raises(InputError, match="blocks need a window"):
-        window_attention.window_attention(q, k, v, aligned(causal(), 29, 29))

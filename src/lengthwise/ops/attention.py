@@ -6,16 +6,19 @@ Queries are the last of the keys: query i has the place of key i + keys − quer
 ⌊h · kv_heads / heads⌋. A query that sees nothing gives 0. How a call is executed:
 
     everything or causal                        scaled_dot_product_attention, without a mask where it needs none
-    a window, with or without first keys        blocks of queries with the key blocks around them: O(L · window)
-    documents                                   documents of equal length together, each as a row of its own
     small enough for its mask to be written     scaled_dot_product_attention with the mask
-    all else (a bias on long rows, say)         tiles that recompute in the backward pass: `flash_attention`
+    documents                                   documents of equal length together, each as a row of its own
+    any other pattern on long rows              the tiles that it shows: `sparse_attention`; FlexAttention on a GPU
+    a bias on long rows                         tiles that recompute in the backward pass: `flash_attention`
 
+Where heads see by different patterns, each group of heads is a call of its own.
 None of them is approximate, and none but the small one holds a [queries, keys] matrix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,13 +30,18 @@ from lengthwise.ops.backend import resolve
 from lengthwise.ops.dense_attention import by_rows, dense, written_bias, written_mask
 from lengthwise.ops.document_attention import document_attention, group_documents
 from lengthwise.ops.flash_attention import Bias, flash_attention
+from lengthwise.ops.flex_attention import block_mask, block_mask_of, flex
 from lengthwise.ops.pattern import Pattern, without_documents
 from lengthwise.ops.patterns import causal
+from lengthwise.ops.sparse_attention import sparse_attention
+from lengthwise.ops.tiles import frames, frames_of
 from lengthwise.ops.visibility import Visibility, aligned
-from lengthwise.ops.window_attention import window_attention, window_fits
 
 WRITTEN = 2**22
 """The most numbers that a mask or a bias may have to be written out: 16 MiB in float32."""
+
+FEW = 64
+"""The side of the tiles by which it is decided whether a mask that could be written out is worth it."""
 
 
 def attention_reference(
@@ -50,13 +58,14 @@ def attention_reference(
 ) -> Float[Tensor, "batch queries heads value_dim"]:
     """The definition: the matrix of logits written out, masked and normalised."""
     pattern = causal() if pattern is None else pattern
-    visibility = aligned(pattern, q.shape[1], k.shape[1], query_documents, key_documents, positions, q.device)
+    where = query_documents, key_documents, positions, q.device
+    seen = torch.stack([aligned(one, q.shape[1], k.shape[1], *where).mask() for one in pattern.heads], dim=1)
+    seen = seen.repeat_interleave(q.shape[2] // len(pattern.heads), dim=1)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
     logits = torch.einsum("bihd,bjhd->bhij", q * scale, k)
     added = written_bias(bias, q.shape[1], k.shape[1], q.device)
     logits = logits if added is None else logits + added
-    seen = visibility.mask()[:, None]
     p = logits.masked_fill(~seen, -torch.inf).softmax(-1).masked_fill(~seen, 0)
     return torch.einsum("bhij,bjhd->bihd", p.to(v.dtype), v)
 
@@ -88,6 +97,9 @@ def attention(
     if q.shape[2] % k.shape[2]:
         raise InputError(f"kv_heads must divide heads: got kv_heads={k.shape[2]} and heads={q.shape[2]}")
     pattern = causal() if pattern is None else pattern
+    parts = pattern.heads
+    if q.shape[2] % len(parts):
+        raise InputError(f"{len(parts)} patterns must divide the heads, got {q.shape[2]} heads")
     form = resolve(backend, ("torch", "tiled", "reference"), q, k, v)
     where: dict[str, Any] = {
         "query_documents": query_documents,
@@ -96,56 +108,105 @@ def attention(
     }
     if form == "reference":
         return attention_reference(q, k, v, pattern=pattern, bias=bias, scale=scale, **where)
+    if len(parts) > 1:
+        more: dict[str, Any] = {"scale": scale, "backend": form, **where}
+        return torch.cat([_group(q, k, v, n, parts, bias, more) for n in range(len(parts))], dim=2)
     if form == "torch":
         visibility = aligned(pattern, q.shape[1], k.shape[1], **where, device=q.device)
-        if positions is None and bias is None and q.shape[1] <= k.shape[1]:
-            o = structured(q, k, v, visibility, scale)
-        else:
-            o = None
+        o = whole(q, k, v, visibility, scale) if positions is None and bias is None else None
         o = written(q, k, v, visibility, bias, scale) if o is None else o
         if o is not None:
             return o
+        if bias is None:
+            return by_structure(q, k, v, visibility, scale, consecutive=positions is None)
     return flash_attention(q, k, v, pattern=pattern, bias=bias, scale=scale, **where)[0]
 
 
-def structured(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scale: float | None) -> Tensor | None:
-    """Attention by the structure of its pattern, without a mask of its size; None where it has none to use. The keys
-    follow each other and the queries are the last of them."""
+def _group(
+    q: Tensor, k: Tensor, v: Tensor, number: int, patterns: tuple[Pattern, ...], bias: Bias | None, more: dict[str, Any]
+) -> Tensor:
+    """Attention of one group of heads, by its own pattern."""
+    groups, size = q.shape[2] // k.shape[2], q.shape[2] // len(patterns)
+    begin = number * size
+    own = slice(begin, begin + size)
+    shared: slice | list[int] = slice(begin // groups, (begin + size) // groups)
+    if size % groups:  # a group of query heads ends inside those that share keys
+        shared = [head // groups for head in range(begin, begin + size)]
+    if isinstance(bias, Tensor):
+        bias = bias[:, own] if bias.shape[1] > 1 else bias
+    elif bias is not None:
+        bias = partial(_heads_of, bias, own)
+    return attention(q[:, :, own], k[:, :, shared], v[:, :, shared], pattern=patterns[number], bias=bias, **more)
+
+
+def _heads_of(bias: Callable[[Tensor, Tensor], Tensor], heads: slice, queries: Tensor, keys: Tensor) -> Tensor:
+    """The part of a bias function for some of the heads."""
+    added = bias(queries, keys)
+    return added[:, heads] if added.shape[1] > 1 else added
+
+
+def whole(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scale: float | None) -> Tensor | None:
+    """Attention to everything, or to everything before; None where the pattern shows less."""
     queries, keys, pattern = q.shape[1], k.shape[1], visibility.pattern
-    band = without_documents(pattern).band
-    if band is None:
+    if pattern.band is None or visibility.query_documents is not None or pattern.by_documents:
         return None
-    left, right, _ = band
-    if visibility.query_documents is None and not pattern.by_documents and (left is None or left >= keys - 1):
-        if right is None or right >= queries - 1:
-            return dense(q, k, v, scale)
-        if right == 0 and queries == keys:
-            return dense(q, k, v, scale, is_causal=True)
-    if window_fits(visibility, 4 * WRITTEN):
-        return window_attention(q, k, v, visibility, scale)
-    if visibility.query_documents is None or _size(q, k, visibility) <= WRITTEN:
+    left, right, _ = pattern.band
+    if left is not None and left < keys - 1:
         return None
-    groups = group_documents(visibility, q.shape[0])
-    if groups is None:
-        return None
-    alone = without_documents(pattern)
-    return document_attention(q, k, v, groups, lambda q, k, v: attention(q, k, v, pattern=alone, scale=scale))
+    if right is None or (right >= queries - 1 and queries <= keys):
+        return dense(q, k, v, scale)
+    return dense(q, k, v, scale, is_causal=True) if right == 0 and queries == keys else None
+
+
+def by_structure(
+    q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scale: float | None, consecutive: bool
+) -> Tensor:
+    """Attention of long rows by what the pattern shows, without a mask of its size."""
+    pattern, packed = visibility.pattern, visibility.query_documents is not None
+    if packed and consecutive and not pattern.limited:
+        groups = group_documents(visibility, q.shape[0])
+        if groups is not None:
+            alone = without_documents(pattern)
+            return document_attention(q, k, v, groups, lambda q, k, v: attention(q, k, v, pattern=alone, scale=scale))
+    if q.device.type == "cuda":
+        alike = consecutive and not packed
+        of = block_mask_of(pattern, q.shape[1], k.shape[1], q.device) if alike else block_mask(visibility)
+        return flex(q, k, v, of, scale)
+    return in_tiles(q, k, v, visibility, scale, consecutive and not packed)
+
+
+@torch.compiler.disable
+def in_tiles(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scale: float | None, alike: bool) -> Tensor:
+    """Attention by the tiles that a pattern shows. alike: the rows are one document whose queries are its last keys."""
+    if alike:
+        return sparse_attention(q, k, v, frames_of(visibility.pattern, q.shape[1], k.shape[1], q.device), scale)
+    return sparse_attention(q, k, v, frames(visibility), scale)
 
 
 def written(
     q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, bias: Bias | None, scale: float | None
 ) -> Tensor | None:
-    """Attention under a mask and a bias that are written out, in parts where they are large; None where they are large
-    and a backward pass would keep all the parts."""
+    """Attention under a mask and a bias that are written out, where they are small, or in parts where no backward pass
+    would keep them all; None where they are large."""
     queries, keys = q.shape[1], k.shape[1]
     size = _size(q, k, visibility, bias)
-    if size <= WRITTEN:
+    if size <= WRITTEN and (bias is not None or not _sparse(visibility)):
         added = written_bias(bias, queries, keys, q.device)
         return dense(q, k, v, scale, written_mask(visibility, added, q.dtype))
     trained = [q, k, v, *([bias] if isinstance(bias, Tensor) else [])]
-    if torch.is_grad_enabled() and (any(t.requires_grad for t in trained) or callable(bias)):
+    if bias is None or (torch.is_grad_enabled() and (any(t.requires_grad for t in trained) or callable(bias))):
         return None
     return by_rows(q, k, v, visibility, bias, scale, height=max(16, WRITTEN * queries // size))
+
+
+def _sparse(visibility: Visibility) -> bool:
+    """Whether a pattern shows so little of a row that it is worth visiting that alone: less than a third of the tiles
+    of a row of several."""
+    queries, keys = visibility.query_index.shape[1], visibility.key_index.shape[1]
+    if queries < 4 * FEW or keys < 4 * FEW or torch.compiler.is_compiling():
+        return False
+    some, _ = visibility.verdicts(FEW, FEW)
+    return int(some.sum()) * 3 < some.numel()
 
 
 def _size(q: Tensor, k: Tensor, visibility: Visibility, bias: Bias | None = None) -> int:

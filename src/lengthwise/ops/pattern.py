@@ -300,5 +300,6 @@ def _sides(term: Term) -> tuple[int | None, int | None]:
     sides = [(c.left, c.right) for c in term.conditions if isinstance(c, Band)]
     for block in (c for c in term.conditions if isinstance(c, Blocks)):
         sides.append(((block.previous + 1) * block.size - 1, (block.following + 1) * block.size - 1))
-    left, right = ([side[at] for side in sides if side[at] is not None] for at in (0, 1))
+    left = [side for side, _ in sides if side is not None]
+    right = [side for _, side in sides if side is not None]
     return min(left, default=None), min(right, default=None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lengthwise.errors import InputError
 from lengthwise.ops.conditions import extremes
-from lengthwise.ops.pattern import NOTHING, Pattern
+from lengthwise.ops.pattern import Pattern
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Visibility:
     key_index: Int[Tensor, "#batch keys"]
     query_documents: Int[Tensor, "#batch queries"] | None = None
     key_documents: Int[Tensor, "#batch keys"] | None = None
-    counted: Pattern = NOTHING
+    counted: Pattern | None = None
 
     def mask(
         self, rows: slice | Tensor = slice(None), columns: slice | Tensor = slice(None)
@@ -46,7 +46,7 @@ class Visibility:
     def seen(self, *where: Tensor | None) -> Bool[Tensor, "*_ rows columns"]:
         """Whether queries see keys, all given as `at` gives them."""
         seen = self.pattern.mask(*where)  # type: ignore[arg-type]
-        if self.counted.terms:
+        if self.counted is not None and self.counted.terms:
             seen = seen & ~self.counted.mask(*where)  # type: ignore[arg-type]
         return seen
 
@@ -61,7 +61,7 @@ class Visibility:
         """For every tile of `height` queries and `width` keys, whether something may be seen there in any row, and
         whether everything is certain to be in all. Decided from the extremes of places and documents in the tile."""
         some, every = self.pattern.verdicts(self.query_index, self.key_index, height, width)
-        if self.counted.terms:
+        if self.counted is not None and self.counted.terms:
             before = self.counted.verdicts(self.query_index, self.key_index, height, width)
             some, every = some & ~before[1], every & ~before[0]
         if self.query_documents is not None and self.key_documents is not None:
