@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from lengthwise.caches import FullCache, WindowedCache
+from lengthwise.caches import FullCache, SelectiveCache, WindowedCache
 from lengthwise.contract import Layout, state_nbytes
 from lengthwise.errors import InputError
 from lengthwise.mixers.attention import Attention
@@ -107,7 +107,8 @@ def test_the_state_grows_as_declared(mixer):
     for length in (1, 2, 4, 5, 20):
         _, state = run(mixer, inputs(1, length), [length // 2])
         assert state_nbytes(state) == mixer.state_nbytes(length)
-    assert isinstance(state, WindowedCache if mixer.growth == "window" else FullCache)
+    kinds = (WindowedCache, SelectiveCache) if mixer.growth == "window" else FullCache
+    assert isinstance(state, kinds)
     with torch.no_grad():
         _, state = run(mixer, inputs(1, 20), list(range(1, 20)))
         assert state_nbytes(state) == mixer.state_nbytes(20)

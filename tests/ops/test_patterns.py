@@ -143,8 +143,9 @@ def test_what_later_queries_see_is_kept(pattern, place):
     index = torch.arange(60)
     later = pattern.mask(index, index)[place:, :place].any(0)
     keys = index[:place]
-    kept = (keys >= pattern.near(place)) | pattern.lasting(keys, place)
+    kept = (keys >= pattern.near(place)) | pattern.lasting(keys)
     assert not (later & ~kept).any()
+    assert sum(pattern.kept(place)) == int(kept.sum())
 
 
 def test_heads_in_groups():

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lengthwise.caches.full import FullCache
+from lengthwise.caches.selective import SelectiveCache
 from lengthwise.caches.windowed import WindowedCache
 from lengthwise.contract import Layout, SequenceModule
 from lengthwise.errors import InputError
@@ -16,9 +17,12 @@ from lengthwise.mixers.heads import check_heads
 from lengthwise.ops.attention import attention
 from lengthwise.ops.flash_attention import Bias
 from lengthwise.ops.pattern import Pattern
-from lengthwise.ops.patterns import full, window
 from lengthwise.ops.patterns import causal as up_to_itself
+from lengthwise.ops.patterns import full, window
 from lengthwise.positions.position import Position
+
+AttentionCache = FullCache | WindowedCache | SelectiveCache
+"""What softmax attention keeps, by its pattern."""
 
 
 class Attention(SequenceModule):
@@ -39,7 +43,8 @@ class Attention(SequenceModule):
     W_q, W_k and W_v begin as N(0, 0.02), W_o as N(0, 0.02 / √depth), biases as 0.
 
     State: `FullCache`, 2 L g d numbers; `WindowedCache` where the pattern is a window with at most first keys beside
-    it. Raises InputError for heads that don't divide, and windows of less than one token.
+    it; `SelectiveCache` where it shows only some of the past in another way, as blocks or fixed places. Raises
+    InputError for heads that don't divide, and windows of less than one token.
     """
 
     inherits: ClassVar[tuple[str, ...]] = ("causal", "position", "depth")
@@ -63,9 +68,11 @@ class Attention(SequenceModule):
         self.position = position
         self.causal = causal
         self.pattern = _pattern(causal, window, pattern, position)
+        if self.heads % len(self.pattern.heads):
+            raise InputError(f"{len(self.pattern.heads)} patterns must divide the heads, got {self.heads} heads")
         self.window, self.first = _kept(self.pattern) if causal else (None, 0)
-        self.growth = "linear" if self.window is None else "window"
-        self.receptive_field = None if self.first else self.window
+        self.growth = "window" if causal and self.pattern.bounded else "linear"
+        self.receptive_field = self.pattern.receptive_field() if causal else None
         query_dim, key_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.q_proj = nn.Linear(dim, query_dim, bias=bias)
         self.k_proj = nn.Linear(dim, key_dim, bias=bias)
@@ -79,16 +86,19 @@ class Attention(SequenceModule):
     def forward(
         self,
         x: Float[Tensor, "batch length dim"],
-        state: FullCache | WindowedCache | None = None,
+        state: AttentionCache | None = None,
         layout: Layout | None = None,
-    ) -> tuple[Float[Tensor, "batch length dim"], FullCache | WindowedCache | None]:
+    ) -> tuple[Float[Tensor, "batch length dim"], AttentionCache | None]:
         """Every token's output, and the cache after them, which is None where attention isn't causal."""
         q, k, v = self.project(x)
         cache = self.empty(k, v) if state is None or not self.causal else state
         if self.position is not None and self.position.has("rotate"):
             places = cache.places(x.shape[1], layout)
             q, k = self.position.rotate(q, k, places, places)
-        context, after = cache.extend(k, v, layout)
+        if isinstance(cache, SelectiveCache):
+            context, after = cache.extend(k, v, self.pattern, layout)
+        else:
+            context, after = cache.extend(k, v, layout)
         documents = context.documents
         o = attention(
             q,
@@ -115,11 +125,11 @@ class Attention(SequenceModule):
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         return q, k, v
 
-    def empty(self, k: Tensor, v: Tensor) -> FullCache | WindowedCache:
+    def empty(self, k: Tensor, v: Tensor) -> AttentionCache:
         """The cache before the first token."""
-        if self.window is None:
-            return FullCache.empty(k, v)
-        return WindowedCache.empty(self.window, self.first, k, v)
+        if self.window is not None:
+            return WindowedCache.empty(self.window, self.first, k, v)
+        return FullCache.empty(k, v) if not self.causal or self.pattern.lasts else SelectiveCache.empty(k, v)
 
     def logit_bias(self, positions: Tensor) -> Bias | None:
         """What the position encoding adds to the logits, given the positions of the keys."""
@@ -136,11 +146,16 @@ class Attention(SequenceModule):
         return bias
 
     def state_nbytes(self, length: int) -> int:
-        """Keys and values of all tokens, or of those that the window and the first keys leave."""
+        """Keys and values of all tokens, or of those that later ones can see, and places of what isn't in a row."""
         if not self.causal:
             return 0
-        kept = length if self.window is None else min(length, self.window - 1) + min(length, self.first)
-        return 2 * kept * self.kv_heads * self.head_dim * self.k_proj.weight.element_size()
+        near, far, places = length, 0, 0
+        if self.window is not None:
+            near, far = min(length, self.window - 1), min(length, self.first)
+        elif not self.pattern.lasts:
+            near, far = self.pattern.kept(length)
+            places = 8 * far
+        return 2 * (near + far) * self.kv_heads * self.head_dim * self.k_proj.weight.element_size() + places
 
     def extra_repr(self) -> str:
         """The settings, for printing."""

@@ -66,10 +66,6 @@ class Condition:
         """The first key that any query from `place` on can see; None without a limit."""
         return None
 
-    def lasts(self, j: Places) -> Truth | None:  # noqa: ARG002
-        """Which keys queries as late as you like can see; None without a limit."""
-        return None
-
 
 @dataclass(frozen=True)
 class Band(Condition):
@@ -193,10 +189,6 @@ class OfKeys(Condition):
         rows = -(-i.shape[1] // height)
         return tuple((x > 0)[:, None].expand(-1, rows, -1) for x in (high, low))  # type: ignore[return-value]
 
-    def lasts(self, j: Places) -> Truth | None:
-        """Those for which it holds."""
-        return self.chosen(j)
-
 
 @dataclass(frozen=True)
 class First(OfKeys):
@@ -291,10 +283,6 @@ class Queries(Condition):
     def meet(self, other: Condition) -> Condition | None:
         """The places of both."""
         return Queries(tuple(p for p in self.places if p in other.places)) if isinstance(other, Queries) else None
-
-    def begins(self, place: int) -> int | None:
-        """Nothing needs to be kept once the last of them has passed."""
-        return None if place <= max(self.places) else place
 
     def __repr__(self) -> str:
         return f"queries_at({', '.join(map(str, self.places))})"

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lengthwise.errors import InputError
-from lengthwise.ops.conditions import Band, Blocks, Condition, First, Fixed, Keys, Queries, Stride
+from lengthwise.ops.conditions import Band, Blocks, Condition, First, Fixed, Keys, OfKeys, Queries, Stride
 
 KINDS = (Band, Stride, Blocks, First, Fixed, Keys, Queries)
 """The kinds of conditions, in the order in which a term names them."""
@@ -64,12 +64,17 @@ class Term:
         limits = [limit for c in self.conditions if (limit := c.begins(place)) is not None]
         return max(limits, default=None)
 
-    def lasts(self, j: Tensor) -> Tensor:
+    @property
+    def chooses(self) -> bool:
+        """Whether it matters which key it is, and not only where from the query."""
+        return any(isinstance(condition, OfKeys) for condition in self.conditions)
+
+    def lasting(self, j: Tensor) -> Tensor:
         """Which keys queries as late as you like can see, where there is no limit."""
         kept = torch.ones_like(j, dtype=torch.bool)
         for condition in self.conditions:
-            some = condition.lasts(j)
-            kept = kept if some is None else kept & some
+            if isinstance(condition, OfKeys):
+                kept = kept & condition.chosen(j)
         return kept
 
     def __repr__(self) -> str:
@@ -138,20 +143,36 @@ class Pattern:
     @property
     def limited(self) -> bool:
         """Whether a causal pattern shows only so many latest keys, however long the document."""
-        return all(term.begins(2**40) is not None for term in self.terms)
+        return all(term.begins(0) is not None for term in self.terms)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether a causal pattern shows keys of any place to queries as late as you like."""
+        return any(term.begins(0) is None and not term.chooses for term in self.terms)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the keys that later queries can see are never more than so many."""
+        kept = [term for term in self.terms if term.begins(0) is None]
+        return all(any(isinstance(c, First | Keys) for c in term.conditions) for term in kept)
 
     def near(self, place: int) -> int:
         """The first key that queries from `place` on can see through terms that have a limit; `place` without any."""
         limits = [limit for term in self.terms if (limit := term.begins(place)) is not None]
         return min([place, *limits])
 
-    def lasting(self, j: Int[Tensor, "*shape"], place: int) -> Bool[Tensor, "*shape"]:
-        """Which keys queries from `place` on can see however late they are, through terms without a limit."""
+    def lasting(self, j: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        """Which keys queries as late as you like can see, through terms without a limit."""
         kept = torch.zeros_like(j, dtype=torch.bool)
         for term in self.terms:
-            if term.begins(place) is None:
-                kept |= term.lasts(j)
+            if term.begins(0) is None:
+                kept = kept | term.lasting(j)
         return kept
+
+    def kept(self, length: int) -> tuple[int, int]:
+        """How many of so many keys later queries can see: the latest ones, and those among the earlier ones."""
+        near = self.near(length)
+        return length - near, int(self.lasting(torch.arange(near)).sum())
 
     def receptive_field(self, layers: int = 1) -> int | None:
         """How many places an output of so many layers can depend on at most; None where there is no limit."""
