@@ -12,11 +12,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lengthwise.models.build import build_pattern
 from lengthwise.systems import SYSTEMS, find_system
 from lengthwise.systems.catalogue import CATALOGUE
 from lengthwise.systems.parts import find_part
 from lengthwise.systems.results import Result, read_result, show_number, show_verdict
-from lengthwise.systems.runner import measured_where, summary, usage
+from lengthwise.systems.runner import DRAWN, measured_where, pattern_said, summary, usage
+from lengthwise.systems.system import System
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -116,12 +118,21 @@ def system_page(key: str) -> str:
         table(["part", "what it is"], parts),
         "## How to use it",
         *(f"```{language}\n{text}\n```" for language, text in examples(usage(system))),
+        *drawn(system),
         "## What was measured",
         *([experiment] if experiment else []),
         f"```sh\nlengthwise reproduce {key}\n```",
         *measured(read_result(key, RESULTS)),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def drawn(system: System) -> list[str]:
+    """The picture of a system's pattern, if it has one."""
+    if not system.pattern:
+        return []
+    said = f"`{system.pattern}` shows {pattern_said(system)}. A line for each query, █ where it sees the key:"
+    return ["## Who sees whom", said, f"```text\n{build_pattern(system.pattern).picture(DRAWN)}\n```"]
 
 
 def examples(text: str) -> list[tuple[str, str]]:

@@ -39,7 +39,8 @@ class Attention(SequenceModule):
     window: sees the token itself and the window − 1 before it, and as many after it where attention isn't causal.
     pattern: narrows further who is seen, as `window(512) | first(4)`.
     position: turns queries and keys, adds b, or narrows the pattern. causal: sees nothing that comes later.
-    bias: whether the four linear maps have one. depth: the number of residual branches of the model.
+    scale: what q_i · k_j is multiplied by, 1/√d by default. bias: whether the four linear maps have one.
+    depth: the number of residual branches of the model.
     W_q, W_k and W_v begin as N(0, 0.02), W_o as N(0, 0.02 / √depth), biases as 0.
 
     State: `FullCache`, 2 L g d numbers; `WindowedCache` where the pattern is a window with at most first keys beside
@@ -60,10 +61,12 @@ class Attention(SequenceModule):
         pattern: Pattern | None = None,
         position: Position | None = None,
         causal: bool = True,
+        scale: float | None = None,
         bias: bool = False,
         depth: int = 1,
     ) -> None:
         super().__init__()
+        self.scale = scale
         self.heads, self.kv_heads, self.head_dim = _head_sizes(dim, heads, kv_heads, head_dim)
         self.position = position
         self.causal = causal
@@ -106,6 +109,7 @@ class Attention(SequenceModule):
             context.values.to(q.dtype),
             pattern=self.pattern,
             bias=self.logit_bias(context.positions),
+            scale=self.scale,
             query_documents=None if documents is None else documents[:, documents.shape[1] - x.shape[1] :],
             key_documents=documents,
             positions=None if context.consecutive else context.positions,

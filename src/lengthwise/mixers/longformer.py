@@ -87,6 +87,12 @@ class Longformer(Attention):
                 copy.deepcopy(projection) for projection in (self.q_proj, self.k_proj, self.v_proj)
             )
 
+    def copy_projections(self) -> None:
+        """Let the maps of global tokens be copies of the others, as where they begin, after these have been trained or
+        loaded alone."""
+        for name in () if self.causal else ("q_proj", "k_proj", "v_proj"):
+            getattr(self, f"global_{name}").load_state_dict(getattr(self, name).state_dict())
+
     def forward(
         self,
         x: Float[Tensor, "batch length dim"],

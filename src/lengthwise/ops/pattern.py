@@ -197,6 +197,14 @@ class Pattern:
             count += int(alone.mask(place[tile[0]], place[tile[1]]).sum())
         return count
 
+    def picture(self, length: int = 32) -> str:
+        """The mask of a document as text, a line for each query: █ where it sees the key. Groups of heads stand side by
+        side."""
+        place = torch.arange(length)
+        masks = [without_documents(group).mask(place, place).tolist() for group in self.heads]
+        lines = zip(*masks, strict=True)
+        return "\n".join("  ".join("".join("█" if yes else "·" for yes in row) for row in line) for line in lines)
+
     def verdicts(
         self, i: Int[Tensor, "rows queries"], j: Int[Tensor, "rows keys"], height: int, width: int
     ) -> tuple[Tensor, Tensor]:

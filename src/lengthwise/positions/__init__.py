@@ -1,11 +1,12 @@
 """How order enters a model: added to the embeddings, rotated into queries and keys, a bias on the logits, or a mask.
 
 What a model knows is handed to a constructor only where it has a parameter of that name and the expression doesn't set
-it: `dim` (the width of the model: `Learned`), `heads` (the number of query heads: `T5`) and `causal` (`T5`). The others
+it: `dim` (the width of the model: `Learned`, `Grid`), `heads` (the number of query heads: `T5`) and `causal` (`T5`). The others
 need nothing: rope() and alibi() and sinusoidal() read the widths off what they are given.
 """
 
 from lengthwise.positions.alibi import ALiBi
+from lengthwise.positions.grid import Grid
 from lengthwise.positions.learned import Learned
 from lengthwise.positions.none import NoPosition
 from lengthwise.positions.position import Position
@@ -16,6 +17,7 @@ from lengthwise.positions.t5 import T5
 POSITIONS: dict[str, type[Position]] = {
     "none": NoPosition,
     "learned": Learned,
+    "grid": Grid,
     "sinusoidal": Sinusoidal,
     "rope": RoPE,
     "alibi": ALiBi,

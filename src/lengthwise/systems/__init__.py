@@ -19,17 +19,24 @@ from lengthwise.systems.catalogue import CATALOGUE, Entry
 from lengthwise.systems.system import System
 
 SYSTEMS = {
+    "block-recurrent": "lengthwise.systems.block_recurrent",
+    "combiner": "lengthwise.systems.combiner",
     "deltanet": "lengthwise.systems.deltanet",
     "flash-attention-2": "lengthwise.systems.flash_attention_2",
     "hyena": "lengthwise.systems.hyena",
     "linear-transformer": "lengthwise.systems.linear_transformer",
+    "longformer": "lengthwise.systems.longformer",
+    "longnet": "lengthwise.systems.longnet",
     "mamba": "lengthwise.systems.mamba",
+    "masformer": "lengthwise.systems.masformer",
     "megalodon": "lengthwise.systems.megalodon",
     "min-rnn": "lengthwise.systems.min_rnn",
     "multi-query-attention": "lengthwise.systems.multi_query_attention",
     "nope": "lengthwise.systems.nope",
     "packmamba": "lengthwise.systems.packmamba",
+    "recurrent-memory-transformer": "lengthwise.systems.recurrent_memory_transformer",
     "roformer": "lengthwise.systems.roformer",
+    "routing-transformer": "lengthwise.systems.routing_transformer",
     "rrwkv": "lengthwise.systems.rrwkv",
     "rwkv": "lengthwise.systems.rwkv",
     "rwkv-temporal-perspectives": "lengthwise.systems.rwkv_temporal_perspectives",
@@ -37,6 +44,7 @@ SYSTEMS = {
     "spikegpt": "lengthwise.systems.spikegpt",
     "stuffed-mamba": "lengthwise.systems.stuffed_mamba",
     "tcnca": "lengthwise.systems.tcnca",
+    "vcc": "lengthwise.systems.vcc",
 }
 """The systems that are built, by key, and the module of each."""
 

@@ -24,6 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lengthwise.contract import Layout
+from lengthwise.models.encoder import Encoder
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.systems.system import Run
 from lengthwise.tasks.corpus import Corpus, standard_library
@@ -90,6 +92,21 @@ def train_bytes(
     return model.eval()
 
 
+class Reader(nn.Module):
+    """An encoder with a linear map from each token's output to the tokens."""
+
+    def __init__(self, vocab_size: int, dim: int, layers: str, position: str) -> None:
+        super().__init__()
+        self.encoder = Encoder(vocab_size, dim, layers, position=position, norm="layernorm")
+        self.head = nn.Linear(dim, vocab_size)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch length"], layout: Layout | None = None
+    ) -> tuple[Float[Tensor, "batch length vocab"], None]:
+        """Logits for each place."""
+        return self.head(self.encoder(tokens, layout=layout)[0]), None
+
+
 def initialise(model: nn.Module, std: float) -> None:
     """Draw the weights of all linear maps and embeddings from N(0, std), and set the biases of linear maps to 0."""
     for module in model.modules():
@@ -97,6 +114,17 @@ def initialise(model: nn.Module, std: float) -> None:
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def initialise_by_width(model: nn.Module) -> None:
+    """Draw the weights of all linear maps from N(0, 1 / inputs), so that each gives what is as large as its input.
+
+    Small models that have to find which tokens belong together begin to do so several times sooner than from N(0,
+    0.02²), at which logits of attention are all but equal.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
 
 @torch.no_grad()

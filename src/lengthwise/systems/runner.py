@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from lengthwise.errors import InputError
+from lengthwise.models.build import build_pattern
+from lengthwise.ops.patterns import causal, full
 from lengthwise.reports.terminal import console
 from lengthwise.systems import SYSTEMS, find_entry, find_system
 from lengthwise.systems.catalogue import CATALOGUE
@@ -33,6 +35,9 @@ from lengthwise.systems.system import Figure, Run, System
 
 LINE = 120
 """Characters of a line of code."""
+
+DRAWN = 48
+"""Tokens in the picture of a pattern."""
 
 
 def list_systems(working: bool = False, find: str = "") -> int:
@@ -83,6 +88,9 @@ def show(key: str) -> int:
         out.print(f"  [cyan]{name}[/cyan]: {escape(summary(find_part(name)))}", soft_wrap=True)
     out.print("\n[bold]use[/bold]")
     out.print(escape(usage(system)), highlight=False, soft_wrap=True)
+    if system.pattern:
+        out.print(f"\n[bold]pattern[/bold] {escape(system.pattern)}: {pattern_said(system)}\n", soft_wrap=True)
+        out.print(build_pattern(system.pattern).picture(DRAWN), highlight=False, soft_wrap=True)
     result = last_result(key)
     if result is None:
         out.print(f"\nNot measured yet: lengthwise reproduce {key}")
@@ -109,6 +117,15 @@ def usage(system: System) -> str:
     if len(model) > LINE:
         model = "\n".join(["model = lw.LanguageModel(", *(f"    {setting}," for setting in settings), ")"])
     return f'{model}\nlengthwise compare --layers "{system.expression}"'
+
+
+def pattern_said(system: System) -> str:
+    """How much of what a causal or full pattern shows the system's pattern shows, at the length that is drawn."""
+    pattern = build_pattern(system.pattern)
+    whole = causal() if pattern.causal else full()
+    share, field = pattern.entries(DRAWN) / whole.entries(DRAWN), pattern.receptive_field()
+    reach = "no limit to how far" if field is None else f"{field} places at most"
+    return f"{share:.0%} of the pairs of {whole}, at {DRAWN} tokens; one layer reaches {reach}"
 
 
 def measured_where(result: Result) -> str:

@@ -59,7 +59,11 @@ Experiment = Callable[[Run], Iterator[Figure]]
 
 @dataclass
 class System:
-    """A published system. `parts` names what it is made of, as ROOM.NAME."""
+    """A published system.
+
+    parts: what it is made of, as ROOM.NAME. expression: its layers. pattern: who sees whom in it, at a size that can be
+    drawn.
+    """
 
     key: str
     title: str
@@ -67,6 +71,7 @@ class System:
     parts: Sequence[str]
     claim: str
     expression: str = ""
+    pattern: str = ""
     _experiment: Experiment | None = field(default=None, repr=False)
 
     def experiment(self, fn: Experiment) -> Experiment:
