@@ -22,8 +22,13 @@ BENCHES = {
     "mamba2": "lengthwise.benches.recurrent_models:mamba2",
     "rwkv": "lengthwise.benches.recurrent_models:rwkv",
     "megalodon": "lengthwise.benches.megalodon:megalodon",
+    "longnet": "lengthwise.benches.longnet:longnet",
+    "segments": "lengthwise.benches.segments:segments",
     "attention": "lengthwise.benches.attention:attention",
     "flash_attention": "lengthwise.benches.attention:flash_attention",
+    "patterns": "lengthwise.benches.patterns:patterns",
+    "longformer": "lengthwise.benches.patterns:longformer",
     "linear_attention": "lengthwise.benches.matrix_state:linear_attention",
     "delta_rule": "lengthwise.benches.matrix_state:delta_rule",
+    "content": "lengthwise.benches.content:content",
 }
