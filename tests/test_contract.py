@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from lengthwise.contract import Layout
@@ -21,3 +22,31 @@ def test_tokens_before_the_first_start_go_on_with_the_states_document():
 
 def test_a_row_without_tokens():
     assert Layout.begun(torch.zeros(2, 0, dtype=torch.bool)).positions.shape == (2, 0)
+
+
+MARKED = torch.tensor([[True, False, False, True], [False, True, False, False]])
+MOVES = {
+    "slice": (lambda layout: layout.slice(1, 3), MARKED[:, 1:3]),
+    "select": (lambda layout: layout.select(torch.tensor([1, 0, 1])), MARKED[[1, 0, 1]]),
+    "reversed": (lambda layout: layout.reversed(), MARKED.flip(1)),
+    "to": (lambda layout: layout.to("cpu"), MARKED),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_marks_move_with_their_tokens(move):
+    layout = Layout.packed([[3, 1], [2]])
+    assert layout.marked is None
+    moved, expected = MOVES[move]
+    after = moved(layout.mark(MARKED))
+    assert after.marked.equal(expected)
+    assert after.positions.equal(moved(layout).positions)
+    assert moved(layout).marked is None
+
+
+def test_marking_again_replaces_the_marks():
+    layout = Layout.padded([2, 4]).mark(MARKED)
+    again = layout.mark(~MARKED)
+    assert again.marked.equal(~MARKED)
+    assert layout.marked.equal(MARKED)
+    assert again.documents.equal(layout.documents)

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from lengthwise.conversion import load
     from lengthwise.errors import InputError
     from lengthwise.generation.sample import generate
-    from lengthwise.models import Classifier, Encoder, LanguageModel, build, load_state, save_state
+    from lengthwise.models import (
+        Classifier,
+        Encoder,
+        EncoderDecoder,
+        LanguageModel,
+        MaskedLanguageModel,
+        build,
+        load_state,
+        save_state,
+    )
     from lengthwise.systems import systems
 
 __version__ = "0.1.0"
@@ -22,9 +31,11 @@ __version__ = "0.1.0"
 PUBLIC = {
     "Classifier": "lengthwise.models",
     "Encoder": "lengthwise.models",
+    "EncoderDecoder": "lengthwise.models",
     "InputError": "lengthwise.errors",
     "LanguageModel": "lengthwise.models",
     "Layout": "lengthwise.contract",
+    "MaskedLanguageModel": "lengthwise.models",
     "SequenceModule": "lengthwise.contract",
     "State": "lengthwise.contract",
     "build": "lengthwise.models",
@@ -39,9 +50,11 @@ PUBLIC = {
 __all__ = [
     "Classifier",
     "Encoder",
+    "EncoderDecoder",
     "InputError",
     "LanguageModel",
     "Layout",
+    "MaskedLanguageModel",
     "SequenceModule",
     "State",
     "build",

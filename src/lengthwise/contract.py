@@ -92,12 +92,20 @@ def state_nbytes(state: StateTree) -> int:
     return sum(t.numel() * t.element_size() for t in state_tensors(state))
 
 
+def joined(states: Sequence[StateTree]) -> StateTree:
+    """States of equal form as that of a batch of all their rows, one after the other."""
+    tensors = iter([torch.cat(same) for same in zip(*map(state_tensors, states), strict=True)])
+    return map_state(lambda _: next(tensors), states[0])
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the tokens of a batch are.
 
     positions: [batch, length], the place of each token in its document, counted from 0.
     documents: [batch, length], the number of the document that each token belongs to; negative is padding.
+    marked: [batch, length], True for the tokens that a model treats in a way of their own, where it has one: those with
+    global attention in Longformer. None where there is none of them.
 
     Several documents packed in one row don't see each other. A document starts where its number changes, and at
     position 0; a first token with another position goes on with the document of the state. Padding is a document
@@ -107,6 +115,7 @@ class Layout:
 
     positions: Int[Tensor, "batch length"]
     documents: Int[Tensor, "batch length"]
+    marked: Bool[Tensor, "batch length"] | None = None
 
     @staticmethod
     def packed(lengths: Sequence[Sequence[int]], device: Any = None) -> Layout:
@@ -170,20 +179,29 @@ class Layout:
 
     def slice(self, begin: int, end: int | None = None) -> Layout:
         """The layout of the tokens from `begin` to `end`, for a call that goes on from the state at `begin`."""
-        return Layout(self.positions[:, begin:end], self.documents[:, begin:end])
+        return self._each(lambda t: t[:, begin:end])
 
     def reversed(self) -> Layout:
         """The layout of the same tokens read backwards, for modules that run in both directions."""
         number = self.starts.long().cumsum(dim=1)
-        return Layout.numbered(torch.where(self.padding, -1, number).flip(1))
+        layout = Layout.numbered(torch.where(self.padding, -1, number).flip(1))
+        return layout if self.marked is None else layout.mark(self.marked.flip(1))
 
     def select(self, index: Int[Tensor, " rows"]) -> Layout:
         """The layout of the given rows."""
-        return Layout(self.positions[index], self.documents[index])
+        return self._each(lambda t: t[index])
 
     def to(self, device: Any) -> Layout:
         """The layout on another device."""
-        return Layout(self.positions.to(device), self.documents.to(device))
+        return self._each(lambda t: t.to(device))
+
+    def mark(self, marked: Bool[Tensor, "batch length"]) -> Layout:
+        """The same layout with these tokens marked, and no others."""
+        return dataclasses.replace(self, marked=marked)
+
+    def _each(self, fn: Callable[[Tensor], Tensor]) -> Layout:
+        """The layout with `fn` applied to each of its tensors."""
+        return Layout(fn(self.positions), fn(self.documents), None if self.marked is None else fn(self.marked))
 
 
 class SequenceModule(nn.Module):
@@ -202,6 +220,7 @@ class SequenceModule(nn.Module):
     residual: whether it stands on a residual branch of a model, or in place of what it is given.
     prenorm: whether a model norms what it gives to the part; False for one that does it itself.
     normed: what it gives is normed, so that a model that ends with it has no norm after it.
+    auxiliary: what its last pass in training mode adds to the loss, or None; see `lengthwise.training.auxiliary`.
     """
 
     causal: bool = True
@@ -215,6 +234,7 @@ class SequenceModule(nn.Module):
     residual: bool = True
     prenorm: bool = True
     normed: bool = False
+    auxiliary: Tensor | None = None
 
     def forward(
         self,
@@ -224,6 +244,11 @@ class SequenceModule(nn.Module):
     ) -> tuple[Float[Tensor, "batch length dim"], StateTree]:
         """Output for every token, and the state to go on from. Without a state the sequence begins here."""
         raise NotImplementedError
+
+    def begin(self, source: Float[Tensor, "batch source dim"], layout: Layout | None = None) -> StateTree:  # noqa: ARG002
+        """The state before the first token of what is to answer an encoded source, whose layout is given; None, as
+        without a source, for a module that doesn't read it."""
+        return None
 
     def state_nbytes(self, length: int) -> int:
         """Bytes that the state of one sequence takes after `length` tokens: the formula, which a law compares with

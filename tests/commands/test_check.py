@@ -11,6 +11,7 @@ from torch import nn
 
 from lengthwise.commands.check import find, run_check
 from lengthwise.errors import InputError, unknown
+from lengthwise.models import EncoderDecoder, load
 from tests.laws import mixers
 
 
@@ -86,6 +87,12 @@ def test_modules_that_can_not_be_made_or_run_are_input_errors():
         run("tests.commands.test_check:NeedsMore")
     with pytest.raises(InputError, match="IndexError: no such place"):
         run("tests.commands.test_check:Fails")
+
+
+def test_a_saved_model_that_answers_a_source_is_checked_with_one(tmp_path):
+    EncoderDecoder(11, 8, "attention", "attention + cross_attention").save(tmp_path)
+    code, out = run(str(tmp_path), load=load, laws=("causal", "resumable"))
+    assert code == 0, out
 
 
 def test_folders(tmp_path):

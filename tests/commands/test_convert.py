@@ -40,5 +40,5 @@ def test_a_model_is_never_written_over(checkpoint, tmp_path, capsys):
 def test_what_transformers_lacks_is_refused_and_nothing_is_written(tmp_path, capsys):
     LanguageModel(40, 16, "min_gru + mlp").save(tmp_path / "model")
     assert main(["convert", str(tmp_path / "model"), str(tmp_path / "out")]) == 2
-    assert "transformers has no model made of min_gru + mlp" in capsys.readouterr().err
+    assert "transformers has no LanguageModel made of min_gru + mlp" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

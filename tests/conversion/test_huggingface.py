@@ -129,8 +129,10 @@ def test_wrong_weights_are_one_clear_error(tmp_path):
 
 def test_a_model_without_a_counterpart_is_a_clear_error(tmp_path):
     for layers in ("2*mamba + attention", "2*(mamba + mlp)", "mamba(state_dim=4) + mamba", "min_gru"):
-        with pytest.raises(InputError, match="transformers has no model made of"):
+        with pytest.raises(InputError, match="transformers has no LanguageModel made of"):
             save_transformers(lw.LanguageModel(11, 16, layers, position="none"), tmp_path)
-    with pytest.raises(InputError, match="only a LanguageModel"):
+    with pytest.raises(InputError, match="transformers has no Encoder made of attention"):
         save_transformers(lw.Encoder(11, 16, "attention"), tmp_path)
+    with pytest.raises(InputError, match="transformers has no Linear"):
+        save_transformers(torch.nn.Linear(2, 2), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -3,9 +3,10 @@ import torch
 
 from lengthwise.errors import InputError
 from lengthwise.generation import session as sessions
+from lengthwise.generation.sample import generate
 from lengthwise.generation.sampling import Sampling
-from lengthwise.generation.session import Session, fingerprint
-from lengthwise.models import LanguageModel, save_state
+from lengthwise.generation.session import Session, encode, fingerprint, prefill
+from lengthwise.models import EncoderDecoder, LanguageModel, save_state
 
 LAYERS = ["min_gru + swiglu", "attention + swiglu", "attention(window=5)", "mamba"]
 
@@ -128,3 +129,46 @@ def test_prompts_read_together_go_on_as_each_alone(layers, position, chunk, monk
 def test_prompts_without_a_token_are_refused(prompts):
     with pytest.raises(InputError, match="at least one token each"):
         sessions.prefill(model(), prompts)
+
+
+def answering():
+    torch.manual_seed(0)
+    return EncoderDecoder(11, 16, "attention(heads=2)", "attention(heads=2) + cross_attention(heads=2) + mlp")
+
+
+def test_answers_to_several_sources_are_those_to_each_alone():
+    model, sources, prompts = answering(), [[1, 2, 3, 4], [], [5, 6]], [[1], [2, 3, 4], [5, 6]]
+    logits, state = prefill(model, prompts, sources)
+    for row, (source, prompt) in enumerate(zip(sources, prompts, strict=True)):
+        alone, _ = model.eval()(torch.tensor([prompt]), source=torch.tensor([source], dtype=torch.long))
+        torch.testing.assert_close(logits[row], alone[0, -1], rtol=0, atol=1e-5)  # float32 and another order of sums
+        expected = list(generate(model, prompt, source=source, temperature=0, max_tokens=5))
+        session = Session(model, state=state.select(torch.tensor([row])))
+        session.read([int(logits[row].argmax())])
+        assert [int(logits[row].argmax()), *session.generate(4, Sampling(temperature=0))] == expected
+
+
+def test_a_session_that_answers_goes_on_from_its_file(tmp_path):
+    model = answering()
+    session = Session(model, seed=3, state=encode(model, [[1, 2, 3]]))
+    session.read([4])
+    first = list(session.generate(3, Sampling()))
+    session.save(tmp_path / "s")
+    again = Session.load(tmp_path / "s", model)
+    assert list(again.generate(5, Sampling())) == list(session.generate(5, Sampling()))
+    assert first == list(generate(model, [4], source=[1, 2, 3], seed=3, max_tokens=3))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda model: generate(model, [1], source=[1, 11]), "token 11 is outside"),
+        (lambda model: generate(model, [1], source=[1], state=encode(model, [[1]])), "not both"),
+        (lambda model: prefill(model, [[1], [2]], [[1]]), "a source for each prompt, got 1 for 2"),
+        (lambda model: generate(LanguageModel(11, 8, "min_gru"), [1], source=[1]), "reads no source"),
+        (lambda model: list(generate(model, [1])), "got neither"),
+    ],
+)
+def test_sources_that_cannot_be_read_are_one_clear_error(wrong, message):
+    with pytest.raises(InputError, match=message):
+        wrong(answering())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import lengthwise as lw
 from lengthwise.contract import Layout, SequenceModule
@@ -82,6 +83,20 @@ def test_a_part_that_stands_in_place_has_no_branch_and_ends_a_model_normed():
     assert isinstance(lw.LanguageModel(11, 8, "layernorm + mlp", position="none").norm, nn.RMSNorm)
 
 
+def test_post_norm_norms_each_sum():
+    torch.manual_seed(0)
+    model = lw.LanguageModel(11, 8, "layernorm + post_norm(2*(min_gru + mlp))", position="none", norm="layernorm")
+    branches = model.stack.layers[1].layers
+    assert len(branches) == 4
+    x = torch.randn(2, 5, 8)
+    expected = x
+    for branch in branches:
+        branch.norm.weight.data.normal_()
+        expected = F.layer_norm(expected + branch.part(expected)[0], (8,), branch.norm.weight, branch.norm.bias)
+    torch.testing.assert_close(model.stack.layers[1](x)[0], expected)
+    assert isinstance(model.norm, nn.Identity)  # the last of them is the model's
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -96,6 +111,8 @@ def test_a_part_that_stands_in_place_has_no_branch_and_ends_a_model_normed():
         ("bidirectional(mlp, mlp)", "takes one mixer"),
         ("two_hop(mlp)", "takes two parts"),
         ("chain(mlp)", "takes parts in a row"),
+        ("post_norm(mlp + layernorm)", "takes parts alone"),
+        ("post_norm(mlp, 2)", "takes layers"),
         ("chain(mlp + 2*mlp)", "takes parts in a row"),
         ("two_hop(mlp + rmsnorm)", "takes two parts"),
     ],

@@ -26,7 +26,7 @@ PATTERN = st.recursive(
     leaves(st.integers(1, 99)), lambda inner: st.builds(Combine, st.sampled_from("&|"), inner, inner), max_leaves=4
 )
 TREE = st.recursive(
-    leaves(PLAIN | PATTERN),
+    leaves(PLAIN | PATTERN | st.lists(PLAIN, max_size=3).map(tuple)),
     lambda inner: st.one_of(
         st.lists(inner.filter(lambda t: not isinstance(t, Sum)), min_size=2, max_size=3).map(
             lambda terms: Sum(tuple(terms))
@@ -59,9 +59,15 @@ def test_precedence_and_grouping():
     assert parse("a(pattern=x & y | z)") == Leaf("a", (), (("pattern", pattern),))
 
 
+def test_lists():
+    assert parse("a(w=[2, 4], r=[], [1.5, none])") == Leaf("a", ((1.5, None),), (("w", (2, 4)), ("r", ())))
+
+
 @pytest.mark.parametrize(
     ("source", "message", "place"),
     [
+        ("a(w=[1, 2)", "expected ']'", 10),
+        ("a(w=[1, b])", "numbers and texts, got b", 9),
         ("4*(a + b", "expected ')'", 9),
         ("a + ", "found 'the end'", 4),
         ("a b", "expected '+' or the end", 3),

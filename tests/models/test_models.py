@@ -49,6 +49,37 @@ def test_a_classifier_ignores_padding():
     torch.testing.assert_close(right, alone)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [lw.Encoder, lw.MaskedLanguageModel])
+def test_types_of_tokens_are_told_apart(kind):
+    torch.manual_seed(0)
+    model = kind(50, 16, "attention", types=2).eval()
+    x, types = tokens(), torch.arange(12).expand(2, 12) // 7
+    first, second = model(x)[0], model(x, types=types)[0]
+    assert torch.equal(model(x, types=torch.zeros_like(types))[0], first)
+    assert (second - first).abs().max() > 0.01
+    model.types.weight[1] = model.types.weight[0]
+    assert torch.equal(model(x, types=types)[0], first)
+    with pytest.raises(InputError, match="no types of tokens"):
+        kind(50, 16, "attention")(x, types=types)
+    with pytest.raises(InputError, match="types must be at least 0"):
+        kind(50, 16, "attention", types=-1)
+
+
+@torch.no_grad()
+def test_a_masked_language_model_is_an_encoder_with_a_head():
+    torch.manual_seed(0)
+    model = lw.MaskedLanguageModel(50, 16, "attention + mlp", norm="layernorm").double().eval()
+    for parameter in model.parameters():
+        parameter.normal_()
+    hidden, _ = lw.Encoder.forward(model, tokens())
+    z = hidden @ model.head_map.weight.T + model.head_map.bias
+    z = z * (1 + torch.erf(z / 2**0.5)) / 2
+    z = (z - z.mean(-1, keepdim=True)) / (z.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    z = z * model.head_norm.weight + model.head_norm.bias
+    torch.testing.assert_close(model(tokens())[0], z @ model.embedding.weight.T + model.head.bias)
+
+
 def test_an_encoder_refuses_a_state():
     with pytest.raises(InputError, match="can't go on from a state"):
         lw.Encoder(50, 16, "attention")(tokens(), state=())
@@ -59,6 +90,7 @@ def test_an_encoder_refuses_a_state():
     [
         lambda: lw.LanguageModel(50, 16, LAYERS, tie=True, position="t5(heads=2)"),
         lambda: lw.Encoder(50, 16, "attention + bidirectional(min_gru)", norm="layernorm"),
+        lambda: lw.MaskedLanguageModel(50, 16, "post_norm(attention + mlp)", types=2),
         lambda: lw.Classifier(3, 50, 16, "attention", position="learned(length=20)"),
     ],
 )

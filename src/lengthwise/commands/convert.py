@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from lengthwise.conversion import load, save_transformers
-from lengthwise.conversion.huggingface import is_transformers
+from lengthwise.conversion.huggingface import is_transformers, layers_of
 from lengthwise.errors import InputError
 from lengthwise.models.files import read_json
 from lengthwise.models.saving import CONFIG, save_model
@@ -29,5 +29,5 @@ def convert(source: Path, destination: Path) -> int:
         shutil.copyfile(tokenizer, destination / tokenizer.name)
     written = "lengthwise" if theirs else "transformers"
     numbers = sum(p.numel() for p in model.parameters())
-    print(f"{destination}: {model.config['layers']}, {numbers / 1e6:.1f}M parameters, as {written} reads it")
+    print(f"{destination}: {layers_of(model)}, {numbers / 1e6:.1f}M parameters, as {written} reads it")
     return 0

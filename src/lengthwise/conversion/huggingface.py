@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from lengthwise.contract import SequenceModule
-from lengthwise.conversion.families import FAMILIES, Family
+from lengthwise.conversion.families import FAMILIES
+from lengthwise.conversion.family import Family
 from lengthwise.errors import InputError, unknown
 from lengthwise.models import loading
 from lengthwise.models.files import read_json, read_tensors, write_json, write_tensors
-from lengthwise.models.language_model import LanguageModel
 from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights, own_tensors
+from lengthwise.ops.pattern import Pattern
 
 INDEX = "model.safetensors.index.json"
 """Where the weights are in several files, says which are in which."""
@@ -44,8 +45,8 @@ def is_transformers(description: Any) -> bool:
     return isinstance(description, dict) and "model_type" in description and "model" not in description
 
 
-def load_transformers(path: str | Path) -> LanguageModel:
-    """The language model in a folder that transformers wrote, in float32.
+def load_transformers(path: str | Path) -> Any:
+    """The model in a folder that transformers wrote, in float32.
 
     Raises InputError for a kind of model or settings that lengthwise has no counterpart of, and for weights that are
     cut short, missing or of another model.
@@ -57,19 +58,9 @@ def load_transformers(path: str | Path) -> LanguageModel:
     if settings["model_type"] not in FAMILIES:
         raise unknown("model_type of transformers", str(settings["model_type"]), FAMILIES)
     family = FAMILIES[settings["model_type"]]
-    model = LanguageModel(**family.arguments(settings, str(folder / CONFIG)))
+    model = family.build(settings, str(folder / CONFIG))
     tensors, source = read_weights(folder)
-    names = {theirs: ours for ours, theirs in family.names(model).items()}
-    expected = own_tensors(model)
-    found = {}
-    for name, tensor in tensors.items():
-        ours = names.get(name, name)
-        if ours == "head.weight" and ours not in expected:
-            continue  # tied: the same numbers as the embedding's
-        # Vectors may be kept with dimensions of size 1 before them.
-        vector = ours in expected and expected[ours].ndim == 1 and tensor.shape[:-1].numel() == 1
-        found[ours] = tensor.flatten() if vector else tensor
-    load_weights(model, found, source)
+    load_weights(model, family.read(model, tensors), source)
     return model
 
 
@@ -93,42 +84,44 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
 
 
 def save_transformers(model: nn.Module, path: str | Path) -> None:
-    """Write a language model to a folder as transformers keeps it, weights first.
+    """Write a model to a folder as transformers keeps it, weights first.
 
     Raises InputError for a model that transformers has no counterpart of.
     """
-    if not isinstance(model, LanguageModel):
-        raise InputError(f"only a LanguageModel can be written for transformers, got {type(model).__name__}")
     family, folder = find_family(model), Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    names = family.names(model)
-    tensors = {
-        names[name]: tensor.reshape(1, 1, -1) if names[name].rpartition(".")[2] in family.lifted else tensor
-        for name, tensor in own_tensors(model).items()
-    }
-    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    kind = {"model_type": family.model_type, "architectures": [family.architecture], "dtype": dtype_name(model)}
-    write_json(folder / CONFIG, {**kind, **family.settings(model)})
+    write_tensors(folder / WEIGHTS, family.write(model), {"format": "pt"})
+    write_json(folder / CONFIG, family.describe(model))
 
 
-def dtype_name(model: nn.Module) -> str:
-    """The dtype of the weights, as "float32"."""
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
-def find_family(model: LanguageModel) -> Family:
+def find_family(model: nn.Module) -> Family:
     """The family whose models are made of the same parts with the same shapes."""
     for family in FAMILIES.values():
-        if family.has(model) and same(model, family.arguments(family.settings(model), "this model")):
+        if family.has(model) and same(model, family):
             return family
-    layers = model.config["layers"]
-    raise InputError(f"transformers has no model made of {layers}; it has those of {', '.join(FAMILIES)}")
+    made = f"{type(model).__name__} made of {layers_of(model)}" if layers_of(model) else type(model).__name__
+    raise InputError(f"transformers has no {made}; it has those of {', '.join(FAMILIES)}")
 
 
-def same(model: LanguageModel, arguments: Mapping[str, Any]) -> bool:
-    """Whether a model with these arguments has the same parts and shapes."""
-    with torch.device("meta"):
-        twin = LanguageModel(**arguments)
-    kinds = [[type(module) for module in m.modules()] for m in (model, twin)]
+def layers_of(model: nn.Module) -> str:
+    """The expressions that a model was made with, nothing for what is no model of ours."""
+    config = getattr(model, "config", {})
+    return " and ".join(str(config[name]) for name in ("layers", "encoder", "decoder") if name in config)
+
+
+def same(model: nn.Module, family: Family) -> bool:
+    """Whether the family's model with the settings of this one has the same parts, set in the same way."""
+    try:
+        with torch.device("meta"):
+            twin = family.build(family.describe(model), "this model")
+    except InputError:
+        return False
     shapes = [{name: tensor.shape for name, tensor in own_tensors(m).items()} for m in (model, twin)]
-    return kinds[0] == kinds[1] and shapes[0] == shapes[1]
+    return shapes[0] == shapes[1] and [*map(setting, model.modules())] == [*map(setting, twin.modules())]
+
+
+def setting(module: nn.Module) -> tuple[type, dict[str, Any]]:
+    """What a module is, and all that it keeps beside weights and parts of its own: numbers, words and patterns."""
+    plain = (bool, int, float, str, tuple, Pattern)
+    kept = {name: value for name, value in vars(module).items() if isinstance(value, plain) and name != "training"}
+    return type(module), kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from lengthwise.contract import Layout, StateTree, map_state
 from lengthwise.errors import InputError
 from lengthwise.generation.sampling import Prompt, Sampling, as_tokens
+from lengthwise.models.encoder_decoder import EncoderDecoder
 from lengthwise.models.saving import own_tensors
 from lengthwise.models.states import load_state, save_state
 
@@ -33,18 +35,59 @@ def fingerprint(model: nn.Module) -> str:
 
 
 @torch.inference_mode()
-def prefill(model: nn.Module, prompts: Sequence[Prompt]) -> tuple[Float[Tensor, "prompts vocab"], StateTree]:
+def prefill(
+    model: nn.Module, prompts: Sequence[Prompt], sources: Sequence[Prompt] | None = None
+) -> tuple[Float[Tensor, "prompts vocab"], StateTree]:
     """Read several prompts at once: the logits after each, and a state whose rows are those of the prompts alone.
 
     All end together, since shorter ones have padding before them, which no document sees. `state.select` takes the rows
-    to go on from. Raises InputError where there is no prompt or one is empty.
+    to go on from. sources: for an encoder-decoder, what each prompt begins the answer to. Raises InputError where there
+    is no prompt or one is empty.
     """
     rows = [as_tokens(prompt) for prompt in prompts]
     lengths = [len(row) for row in rows]
     if not all(lengths) or not rows:
         raise InputError(f"give one prompt or more of at least one token each, got lengths {lengths}")
+    if sources is not None and len(sources) != len(rows):
+        raise InputError(f"give a source for each prompt, got {len(sources)} for {len(rows)}")
     tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
-    return _read(model, tokens, None, Layout.padded(lengths))
+    return _read(model, tokens, None if sources is None else encode(model, sources), Layout.padded(lengths))
+
+
+@torch.inference_mode()
+def encode(model: nn.Module, sources: Sequence[Prompt]) -> StateTree:
+    """The state in which an encoder-decoder has read a source in each row, and has answered nothing yet.
+
+    Raises InputError for a model that doesn't read a source, and for tokens outside the source's vocabulary.
+    """
+    if not isinstance(model, EncoderDecoder):
+        raise InputError(f"a {type(model).__name__} reads no source; give it what to go on from as the prompt")
+    rows = [as_tokens(source) for source in sources]
+    for row in rows:
+        require_known(row, model.encoder.vocab_size)
+    device, lengths = next(model.parameters()).device, [len(row) for row in rows]
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    layout = None if len(set(lengths)) == 1 else Layout.padded(lengths, "right", device)
+    with evaluating(model):
+        return model.encode(tokens.to(device), layout)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def require_known(tokens: Int[Tensor, " tokens"], vocabulary: int) -> None:
+    """Raise InputError for the first token that is outside of a vocabulary."""
+    outside = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if len(outside):
+        raise InputError(f"token {int(outside[0])} is outside the model's vocabulary of {vocabulary}")
 
 
 def _read(
@@ -53,15 +96,11 @@ def _read(
     """The logits after the last tokens and the state, with the model in evaluation mode, a chunk at a time."""
     device = next(model.parameters()).device
     logits = torch.empty(len(tokens), 1, 0)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for begin in range(0, tokens.shape[1], CHUNK):
             end = begin + CHUNK
             part = None if layout is None else layout.slice(begin, end).to(device)
             logits, state = model(tokens[:, begin:end].to(device), state, part)
-    finally:
-        model.train(was_training)
     return logits[:, -1], state
 
 
@@ -86,9 +125,8 @@ class Session:
         """Take tokens in after what is there already."""
         tokens = as_tokens(prompt)
         vocabulary = getattr(self.model, "vocab_size", None)
-        if vocabulary is not None and len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
-            outside = tokens[(tokens < 0) | (tokens >= vocabulary)][0]
-            raise InputError(f"token {int(outside)} is outside the model's vocabulary of {vocabulary}")
+        if vocabulary is not None:
+            require_known(tokens, vocabulary)
         self.unread = torch.cat([self.unread, tokens.cpu()])
 
     def generate(self, max_tokens: int, sampling: Sampling) -> Iterator[int]:

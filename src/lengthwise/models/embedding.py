@@ -19,10 +19,10 @@ from lengthwise.positions import Position
 class TokenStack(SequenceModule):
     """Embedding, residual branches and final norm of a model over tokens.
 
-    h_0 = E[token] (+ e(position), for a position that is added to the embeddings), then the branches, then the norm,
-    unless the layers end with one of their own.
+    h_0 = E[token] (+ T[type], where tokens have types) (+ e(position), for a position that is added to the embeddings),
+    then the branches, then the norm, unless the layers end with one of their own.
     Every other position is passed down to the attention layers, which share it. E starts from N(0, 1): a smaller start
-    drowns a token's own embedding in what mixers with PyTorch's initial weights add to it.
+    drowns a token's own embedding in what mixers with PyTorch's initial weights add to it; so does T.
     """
 
     def __init__(
@@ -34,10 +34,13 @@ class TokenStack(SequenceModule):
         norm: str,
         causal: bool,
         parts: Mapping[str, type[SequenceModule]] | None = None,
+        types: int = 0,
     ):
         super().__init__()
         if vocab_size < 1:
             raise InputError(f"vocab_size must be at least 1, got {vocab_size}")
+        if types < 0:
+            raise InputError(f"types must be at least 0, got {types}")
         self.vocab_size, self.dim = vocab_size, dim
         encoding = build_position(position, dim, causal)
         self.position: Position | None = encoding if encoding.has("embed") else None
@@ -45,15 +48,23 @@ class TokenStack(SequenceModule):
             layers, dim, Settings(causal, None if encoding.has("embed") else encoding, norm, parts)
         )
         self.embedding = nn.Embedding(vocab_size, dim)
+        self.types = nn.Embedding(types, dim) if types else None
         self.norm = nn.Identity() if self.stack.normed else build_norm(norm, dim)
         self.causal, self.growth, self.receptive_field = causal, self.stack.growth, self.stack.receptive_field
         self.compiles, self.breaks = self.stack.compiles, self.stack.breaks  # type: ignore[misc]
 
     def embed(
-        self, tokens: Int[Tensor, "batch length"], positions: Int[Tensor, "batch length"] | None
+        self,
+        tokens: Int[Tensor, "batch length"],
+        positions: Int[Tensor, "batch length"] | None,
+        types: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch length dim"]:
-        """The embeddings, with their positions where the model adds them."""
+        """The embeddings, with their types, all 0 unless given, and their positions where the model adds them."""
         x = self.embedding(tokens)
+        if self.types is not None:
+            x = x + (self.types.weight[0] if types is None else self.types(types))
+        elif types is not None:
+            raise InputError("this model tells no types of tokens apart; make it with types=2, say")
         return x if self.position is None or positions is None else self.position.embed(x, positions)
 
 

@@ -18,7 +18,8 @@ class Encoder(TokenStack):
     """A bidirectional encoder: every token's output sees the whole document.
 
     Arguments as LanguageModel's. In `layers`, attention sees both sides; a mixer that is causal by nature stands as
-    `bidirectional(mamba)`. `encoder(tokens, layout=None)` gives [batch, length, dim] and None.
+    `bidirectional(mamba)`. types: the number of types of tokens, as the first and second sentence of a pair, each with
+    an embedding that is added to the token's. `encoder(tokens, layout=None)` gives [batch, length, dim] and None.
     """
 
     def __init__(
@@ -28,10 +29,11 @@ class Encoder(TokenStack):
         layers: str = "4*(attention + swiglu)",
         position: str = "rope",
         norm: str = "rmsnorm",
+        types: int = 0,
         parts: Mapping[str, type[SequenceModule]] | None = None,
     ):
         config = model_config(locals())
-        super().__init__(vocab_size, dim, layers, position, norm, causal=False, parts=parts)
+        super().__init__(vocab_size, dim, layers, position, norm, causal=False, parts=parts, types=types)
         self.config = config
 
     def forward(  # type: ignore[override]
@@ -39,12 +41,13 @@ class Encoder(TokenStack):
         x: Int[Tensor, "batch length"],
         state: StateTree = None,
         layout: Layout | None = None,
+        types: Int[Tensor, "batch length"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], None]:
-        """The normed output for every token. An encoder can't go on from a state."""
+        """The normed output for every token, whose type may be given. An encoder can't go on from a state."""
         if state is not None:
             raise InputError("an encoder sees both sides and can't go on from a state; pass the whole sequence")
         positions = place(x, None) if layout is None else layout.positions
-        hidden, _ = self.stack(self.embed(x, positions), None, layout)
+        hidden, _ = self.stack(self.embed(x, positions, types), None, layout)
         return self.norm(hidden), None
 
     def state_nbytes(self, length: int) -> int:  # noqa: ARG002
@@ -75,7 +78,7 @@ class Classifier(Encoder):
         parts: Mapping[str, type[SequenceModule]] | None = None,
     ):
         config = model_config(locals())
-        super().__init__(vocab_size, dim, layers, position, norm, parts)
+        super().__init__(vocab_size, dim, layers, position, norm, parts=parts)
         if classes < 2:
             raise InputError(f"classes must be at least 2, got {classes}")
         self.config = config

@@ -5,7 +5,8 @@
     factor     := "(" expression ")" | leaf
     leaf       := name [ "(" [ argument { "," argument } ] ")" ]
     argument   := [ name "=" ] value
-    value      := number | "text" | true | false | none | expression | value "&" value | value "|" value
+    value      := number | "text" | true | false | none | expression | list | value "&" value | value "|" value
+    list       := "[" [ value { "," value } ] "]"       of numbers, texts and lists of these
 
 `12*(attention + swiglu)` is a Transformer, `6*(3*mamba + attention(window=512, position=rope(base=10000)) + swiglu)` a
 hybrid. `&` binds tighter than `|`, and both stand only inside arguments: they combine patterns.
@@ -78,6 +79,8 @@ def show(value: Any) -> str:
         return str(value)
     if value is None:
         return "none"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(show, value))}]"
     return json.dumps(value)
 
 
@@ -86,7 +89,7 @@ TOKEN = re.compile(
     (?P<number>-?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d+)?)
     | (?P<name>[A-Za-z_]\w*)
     | (?P<text>"[^"\\]*(?:\\.[^"\\]*)*" | '[^'\\]*')
-    | (?P<sign>[-+*(),=&|])
+    | (?P<sign>[-+*(),=&|[\]])
     )""",
     re.VERBOSE,
 )
@@ -221,7 +224,26 @@ class _Parser:
             return WORDS[text]
         if kind == "sign" and text == "(":
             return self.group()
+        if kind == "sign" and text == "[":
+            return self.items()
         return self.expression()
+
+    def items(self) -> tuple[Any, ...]:
+        """A list of plain values."""
+        self.enter()
+        self.take()
+        found: list[Any] = []
+        while self.peek() != "]":
+            place = self.tokens[self.next][2]
+            found.append(self.value())
+            if isinstance(found[-1], Leaf | Sum | Repeat | Combine):
+                raise self.error(f"a list holds numbers and texts, got {found[-1]}", place)
+            if self.peek() != ",":
+                break
+            self.take()
+        self.expect("]", "to close the list")
+        self.depth -= 1
+        return tuple(found)
 
     def group(self) -> Any:
         """A parenthesis among arguments: a combination of patterns, or an expression."""

@@ -83,6 +83,10 @@ class LanguageModel(TokenStack):
         x, layers = self.stack(self.embed(tokens, positions), None if state is None else state.layers, layout)
         return self.norm(x), LanguageModelState(layers, after)
 
+    def begin(self, source: Float[Tensor, "batch source dim"], layout: Layout | None = None) -> LanguageModelState:
+        """The state before the first token where layers read an encoded source."""
+        return LanguageModelState(self.stack.begin(source, layout))
+
     def state_nbytes(self, length: int) -> int:
         """That of the branches, and one position where positions are added to the embeddings."""
         return self.stack.state_nbytes(length) + (8 if self.position is not None else 0)

@@ -11,11 +11,19 @@ from torch import nn
 from lengthwise.contract import SequenceModule
 from lengthwise.errors import InputError, unknown
 from lengthwise.models.encoder import Classifier, Encoder
+from lengthwise.models.encoder_decoder import EncoderDecoder
 from lengthwise.models.files import read_json, read_tensors
 from lengthwise.models.language_model import LanguageModel
+from lengthwise.models.masked_language_model import MaskedLanguageModel
 from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights
 
-MODELS: dict[str, type[nn.Module]] = {"LanguageModel": LanguageModel, "Encoder": Encoder, "Classifier": Classifier}
+MODELS: dict[str, type[nn.Module]] = {
+    "LanguageModel": LanguageModel,
+    "Encoder": Encoder,
+    "Classifier": Classifier,
+    "MaskedLanguageModel": MaskedLanguageModel,
+    "EncoderDecoder": EncoderDecoder,
+}
 """The models that a file can name."""
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lengthwise.contract import Layout, SequenceModule, State, StateTree, map_state, state_tensors
+from lengthwise.contract import Layout, SequenceModule, State, StateTree, joined, map_state
 from lengthwise.errors import InputError, unknown
 from lengthwise.models.stack import Stack, declare
 
@@ -96,12 +96,6 @@ class Perspectives(SequenceModule):
     def state_nbytes(self, length: int) -> int:
         """views times that of the stack."""
         return self.views * self.stack.state_nbytes(length)
-
-
-def joined(views: tuple[StateTree, ...]) -> StateTree:
-    """States of equal form as that of a batch of all their rows, one after the other."""
-    tensors = iter([torch.cat(same) for same in zip(*map(state_tensors, views), strict=True)])
-    return map_state(lambda _: next(tensors), views[0])
 
 
 def separated(state: StateTree, views: int) -> tuple[StateTree, ...]:

@@ -44,9 +44,32 @@ class Residual(SequenceModule):
         y, state = self.part(self.norm(x), state, layout)
         return x + y, state
 
+    def begin(self, source: Float[Tensor, "batch source dim"], layout: Layout | None = None) -> StateTree:
+        """That of the part."""
+        return self.part.begin(source, layout)
+
     def state_nbytes(self, length: int) -> int:
         """That of the part."""
         return self.part.state_nbytes(length)
+
+
+class PostNorm(Residual):
+    """A part on a residual branch, normed after it is added: y = norm(x + part(x)).
+
+    The residual of the first Transformer, of BERT and of BART. Vaswani et al. 2017, arXiv 1706.03762.
+    """
+
+    normed = True
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length dim"],
+        state: StateTree = None,
+        layout: Layout | None = None,
+    ) -> tuple[Float[Tensor, "batch length dim"], StateTree]:
+        """The normed sum, and the part's state."""
+        y, state = self.part(x, state, layout)
+        return self.norm(x + y), state
 
 
 class TwoHop(SequenceModule):
@@ -76,6 +99,10 @@ class TwoHop(SequenceModule):
         z, after = self.second.part(self.second.norm(y), after, layout)
         return x + z, (before, after) if self.causal else None
 
+    def begin(self, source: Float[Tensor, "batch source dim"], layout: Layout | None = None) -> StateTree:
+        """Those of both."""
+        return self.first.begin(source, layout), self.second.begin(source, layout)
+
     def state_nbytes(self, length: int) -> int:
         """The sum of both."""
         return self.first.state_nbytes(length) + self.second.state_nbytes(length)
@@ -104,6 +131,10 @@ class Stack(SequenceModule):
             x, after = layer(x, None if state is None else state[index], layout)
             states.append(after)
         return x, tuple(states) if self.causal else None
+
+    def begin(self, source: Float[Tensor, "batch source dim"], layout: Layout | None = None) -> StateTree:
+        """Those of all modules."""
+        return tuple(layer.begin(source, layout) for layer in self.layers)  # type: ignore[operator]
 
     def state_nbytes(self, length: int) -> int:
         """The sum over the modules."""

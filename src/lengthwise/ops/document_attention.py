@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lengthwise.ops.visibility import Visibility, run_starts
@@ -58,31 +58,6 @@ def group_documents(visibility: Visibility, batch: int) -> Groups | None:
         for each, number in zip(distinct.tolist(), count.tolist(), strict=True)
     ]
     return Groups(rank[query_run.flatten()].argsort(stable=True), key_order[dead:], sizes)
-
-
-def group_runs(
-    starts: Bool[Tensor, "batch length"], seen: Int[Tensor, " batch"]
-) -> tuple[Groups, list[tuple[int, Tensor]]]:
-    """Runs of tokens, each of one document, in groups that are equally long and go on from equally many tokens.
-
-    starts: True where a document begins. seen: tokens that came before of the document that each row goes on with.
-    Gives the groups and, for each, how many tokens came before and the rows in which its runs are.
-    """
-    length = starts.shape[1]
-    begins = starts.clone()
-    begins[:, :1] = True
-    run = begins.flatten().cumsum(0) - 1
-    first = begins.flatten().nonzero().flatten()
-    row = first.div(length, rounding_mode="floor")
-    before = torch.where(starts.flatten()[first], 0, seen[row])
-    size = run.bincount()
-    kind, order = (before * (length + 1) + size).sort(stable=True)
-    tokens = order.argsort()[run].argsort(stable=True)
-    distinct, count = kind.unique_consecutive(return_counts=True)
-    sizes = [(number, each % (length + 1)) for each, number in zip(distinct.tolist(), count.tolist(), strict=True)]
-    rows = row[order].split(count.tolist())
-    pasts = [each // (length + 1) for each in distinct.tolist()]
-    return Groups(tokens, tokens, [(number, size, size) for number, size in sizes]), list(zip(pasts, rows, strict=True))
 
 
 def document_attention(

@@ -165,10 +165,11 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 
 
 def _gradients(ctx: Any, d_y: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, _, _, initial, _ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: a checkpoint computes again what it gives
+    x, _, _, initial, _ = saved
     d_y = torch.zeros_like(x) if d_y is None else d_y
     d_final = torch.zeros_like(initial) if d_final is None else d_final
-    return (*torch.ops.lengthwise.ema_backward(d_y, d_final, *ctx.saved_tensors), None)
+    return (*torch.ops.lengthwise.ema_backward(d_y, d_final, *saved), None)
 
 
 _forward_op.register_autograd(_gradients, setup_context=_save)

@@ -304,10 +304,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _gradients(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, _, _, _, _, mean, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: a checkpoint computes again what it gives
+    x, _, _, _, _, mean, *_ = saved
     likes = (x, mean, mean)
     given = [torch.zeros_like(like) if s is None else s for s, like in zip(slopes[:3], likes, strict=True)]
-    d_x, d_gain, d_bias, d_mean, d_variance = _backward_op(*given, *ctx.saved_tensors, ctx.eps)
+    d_x, d_gain, d_bias, d_mean, d_variance = _backward_op(*given, *saved, ctx.eps)
     return d_x, d_gain, d_bias, None, None, None, d_mean, d_variance, None
 
 

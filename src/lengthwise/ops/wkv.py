@@ -219,10 +219,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _gradients(
     ctx: Any, d_y: Tensor | None, d_log: Tensor | None, d_state: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    k, initial = ctx.saved_tensors[0], ctx.saved_tensors[4]
+    saved = ctx.saved_tensors  # once: a checkpoint computes again what it gives
+    k, initial = saved[0], saved[4]
     d_y, d_log = (torch.zeros_like(k) if d is None or not d.numel() else d for d in (d_y, d_log))
     d_state = torch.zeros_like(initial) if d_state is None else d_state
-    results = torch.ops.lengthwise.wkv_backward(d_y, d_log, d_state, *ctx.saved_tensors)
+    results = torch.ops.lengthwise.wkv_backward(d_y, d_log, d_state, *saved)
     return (*results, None, None, None)
 
 

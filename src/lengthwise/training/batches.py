@@ -69,7 +69,7 @@ class Rows:
 
     def slice(self, begin: int, end: int) -> Rows:
         """The rows from `begin` to `end`."""
-        layout = self.layout and Layout(self.layout.positions[begin:end], self.layout.documents[begin:end])
+        layout = self.layout and self.layout.select(torch.arange(begin, end))
         mask = None if self.mask is None else self.mask[begin:end]
         return Rows(self.inputs[begin:end], self.targets[begin:end], layout, mask)
 
