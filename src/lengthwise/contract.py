@@ -211,6 +211,7 @@ class SequenceModule(nn.Module):
     growth: how the state grows with the tokens seen: "constant", "window" (bounded by one) or "linear".
     receptive_field: the number of latest inputs that an output can depend on; None where there is no limit.
     ratio: output tokens per input token; 1 except for what shortens the sequence.
+    pattern: who sees whom, a value of `ops.patterns`, for a module that reads by one at most; None where none is known.
     chunk: the tokens that the fast form takes at once, where it works in chunks; the laws test lengths around it.
     compiles: works under `torch.compile` without leaving the graph.
     breaks: laws that the module breaks on purpose, with the reason and the bound that holds instead.
@@ -227,6 +228,7 @@ class SequenceModule(nn.Module):
     growth: Growth = "constant"
     receptive_field: int | None = None
     ratio: float = 1.0
+    pattern: Any = None
     chunk: int | None = None
     compiles: ClassVar[bool] = True
     breaks: ClassVar[dict[str, str]] = {}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lengthwise.contract import Layout, SequenceModule, State
+from lengthwise.ops.patterns import blocks, causal
 
 
 @dataclass(frozen=True)
@@ -276,3 +277,9 @@ class DividesByNothing(DocumentMean):
     def forward(self, x, state=None, layout=None):
         same = self.same(x, layout).to(x.dtype)
         return self.write(same @ x / same.sum(-1, keepdim=True)), None
+
+
+class SeesMoreThanItsPattern(MovingAverage):
+    """Declares a pattern of blocks that a recurrence doesn't have."""
+
+    pattern = causal() & blocks(4)

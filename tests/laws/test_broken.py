@@ -24,6 +24,7 @@ BROKEN = {
     "RoundsItsState": ("bfloat16", "batch 1, length 1"),
     "LosesAParameter": ("saved", "batch 1, length 1"),
     "SeesFurtherThanDeclared": ("receptive_field", "batch 1, length 4"),
+    "SeesMoreThanItsPattern": ("pattern", "batch 1, length 5"),
     "LeavesTheGraph": ("compile", "batch 1, length 1"),
 }
 """Class: the law that catches it, and the smallest case (without the width)."""

@@ -100,6 +100,33 @@ def rows(subject: Subject, case: Case) -> None:
         equal(got, expected[index], subject.tolerance, f"going on from the rows {index.tolist()} of the state")
 
 
+@torch.no_grad()
+def pattern(subject: Subject, case: Case) -> None:
+    """No output depends on a token that the declared pattern doesn't show; who sees nothing gives one finite number."""
+    x, other = subject.inputs(case), subject.inputs(case, salt=1)
+    seen = shown(subject, case.width)
+    y, _ = subject.run(x)
+    for token in range(case.width):
+        changed = x.clone()
+        changed[:, token] = other[:, token]
+        got, _ = subject.run(changed)
+        blind = ~seen[:, token]
+        blind[token] = False  # its query changes too
+        equal(got[:, blind], y[:, blind], subject.tolerance, f"without having been shown token {token}, which changed")
+    blind = ~seen.any(1)
+    if blind.any():
+        got, _ = subject.run(other)
+        equal(got[:, blind], y[:, blind], subject.tolerance, "tokens that see nothing, whatever the input")
+
+
+def shown(subject: Subject, length: int) -> torch.Tensor:
+    """Whether each token is shown each of a document of `length`, to some head."""
+    place = torch.arange(length)
+    masks = [group.mask(place, place) for group in subject.declared("pattern").heads]
+    seen = torch.stack(masks).any(0)
+    return seen.tril() if subject.causal else seen
+
+
 def packed_cases(subject: Subject) -> Iterable[Case]:
     """Short documents, empty ones, a start at every token, starts around a chunk, numbers far apart."""
     chunk = subject.chunk
@@ -125,5 +152,12 @@ LAWS = [
         "each row of a batch gives what it gives alone",
         lambda s: [Case(batch=3, length=8), Case(batch=2, length=1)],  # noqa: ARG005
         rows,
+    ),
+    Law(
+        "pattern",
+        "no output depends on a token that the declared pattern doesn't show, and who sees nothing gives one number",
+        lambda s: [Case(batch=1, length=n) for n in (1, 9, 16)],  # noqa: ARG005
+        pattern,
+        lambda s: None if s.declared("pattern") is not None else "it declares no pattern",
     ),
 ]

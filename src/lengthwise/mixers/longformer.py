@@ -17,7 +17,7 @@ from lengthwise.mixers.attention import Attention
 from lengthwise.ops.attention import attention
 from lengthwise.ops.dense_attention import dense
 from lengthwise.ops.pattern import Pattern
-from lengthwise.ops.patterns import dilated, keys_at
+from lengthwise.ops.patterns import dilated, global_tokens, keys_at
 from lengthwise.positions.position import Position
 
 Place = tuple[int, int]
@@ -75,13 +75,13 @@ class Longformer(Attention):
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            pattern=near,
+            pattern=near if causal else near | global_tokens(*range(first)),
             position=position,
             causal=causal,
             bias=bias,
             depth=depth,
         )
-        self.globals = first
+        self.near, self.globals = near, first
         if not causal:
             self.global_q_proj, self.global_k_proj, self.global_v_proj = (
                 copy.deepcopy(projection) for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -123,7 +123,7 @@ class Longformer(Attention):
 
     def _attend(self, marks: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of documents of equal length with the same global tokens, each a row."""
-        pattern: Pattern = self.pattern | keys_at(*marks) if marks else self.pattern
+        pattern: Pattern = self.near | keys_at(*marks) if marks else self.near
         return attention(q, k, v, pattern=pattern)
 
     def _global(self, x: Tensor, name: str) -> Tensor:
