@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
 from lengthwise.ops.attention import attention
-from lengthwise.ops.combiner import FORMS, combiner_reference, partition
+from lengthwise.ops.combiner import BOTH_WAYS, FORMS, combiner_reference, partition
 from lengthwise.ops.patterns import full
 
 
@@ -28,10 +28,17 @@ def test_what_a_token_sees_is_covered_once(form, size, i):
     assert all(len(region.tokens) for region in regions)
 
 
-@given(size=st.integers(1, 9), length=st.integers(1, 40), i=st.integers(0, 39))
-def test_both_ways_all_tokens_are_covered_once(size, length, i):
-    direct, regions = partition("fixed", i % length, size, length, causal=False)
-    assert sorted([*direct, *(j for region in regions for j in region.tokens)]) == list(range(length))
+@given(form=st.sampled_from(BOTH_WAYS), size=st.integers(1, 9), length=st.integers(1, 40), i=st.integers(0, 39))
+def test_both_ways_all_tokens_are_covered_once(form, size, length, i):
+    """By mixture twice, but for the token's own row and column."""
+    i %= length
+    direct, regions = partition(form, i, size, length, causal=False)
+    count = torch.zeros(length, dtype=torch.long)
+    for j in [*direct, *(j for region in regions for j in region.tokens)]:
+        count[j] += 1
+    j = torch.arange(length)
+    twice = (j // size != i // size) & (j % size != i % size) & (form == "mixture")
+    assert torch.equal(count, 1 + twice.long())
 
 
 def test_as_many_entries_as_the_paper_says():
@@ -56,5 +63,5 @@ def test_where_regions_are_single_tokens_it_is_attention():
 def test_bad_input():
     with pytest.raises(InputError, match="logsparse"):
         partition("logspase", 3, 2, 4)
-    with pytest.raises(InputError, match="fixed reads both ways"):
+    with pytest.raises(InputError, match="fixed and mixture read both ways"):
         partition("axial", 3, 2, 4, causal=False)

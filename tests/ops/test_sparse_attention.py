@@ -64,13 +64,14 @@ def test_stretches_are_the_tiles(rows, columns, seed):
     some = torch.rand(rows, columns, generator=generator) < 0.6
     every = some & (torch.rand(rows, columns, generator=generator) < 0.7)
     visited, begun = torch.zeros(rows, columns), set()
-    for stretch in stretches(some, every):
+    for stretch in stretches(some, every, columns - 1):
         for at in range(stretch.rows):
             begin = stretch.column + at * stretch.shift
             visited[stretch.row + at, begin : begin + stretch.count] += 1
             assert stretch.begins == (stretch.row + at not in begun)
             begun.add(stretch.row + at)
             assert stretch.masked or every[stretch.row + at, begin : begin + stretch.count].all()
+            assert stretch.masked or begin + stretch.count < columns
     assert torch.equal(visited, some.float())
 
 
@@ -82,6 +83,8 @@ def test_a_window_is_a_few_stretches_and_one_mask():
     )
     assert frame.tiles == 15
     assert frame.shared[1].shape == (1, 1, 8, 16)
+    (odd,) = frames_of(window(8), 67, 67, torch.device("cpu"))
+    assert odd.shared[1].shape == (1, 1, 8, 16)  # the last tile, which isn't filled, has a mask of its own
     whole = frames_of(causal(), 64, 64, torch.device("cpu"))
     assert whole[0].tiles == 8 * 9 // 2
     assert frames_of(keys_at(), 64, 64, torch.device("cpu")) == ()

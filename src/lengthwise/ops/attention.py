@@ -211,10 +211,7 @@ def _sparse(visibility: Visibility) -> bool:
 
 def _size(q: Tensor, k: Tensor, visibility: Visibility, bias: Bias | None = None) -> int:
     """How many numbers the mask and bias of a call have."""
-    rows = 1
-    if visibility.key_documents is not None:
-        rows = max(visibility.key_documents.shape[0], visibility.key_index.shape[0])
-    heads = 1
+    rows, heads = visibility.rows, 1
     if isinstance(bias, Tensor):
         rows, heads = max(rows, bias.shape[0]), bias.shape[1]
     elif bias is not None:

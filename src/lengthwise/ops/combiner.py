@@ -13,9 +13,10 @@ max: of each channel alone. O_i and the regions of i cover what i may see. With 
     mixture      O_i: its own segment up to i, and place l of every earlier segment; regions: each other place of all
                  earlier segments; what is left of l, and what is right of l, of each earlier segment
 
-fixed also reads both ways: then O_i is its whole segment, and the regions are all others. mixture covers what lies in
-earlier segments twice, but for place l. The logarithm of a region's size isn't added: the softmax learns what a summary
-weighs. Ren et al. 2021, arXiv 2107.05768.
+fixed and mixture also read both ways. Then O_i is the whole segment, with mixture place l of all others too, and there
+are regions of later segments as of earlier ones, each by itself. mixture covers what lies in other segments twice, but
+for place l. The logarithm of a region's size isn't added: the softmax learns what a summary weighs.
+Ren et al. 2021, arXiv 2107.05768.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lengthwise.errors import InputError, unknown
 from lengthwise.ops.dense_attention import dense
 
 FORMS = ("fixed", "logsparse", "axial", "mixture")
+BOTH_WAYS = ("fixed", "mixture")
 
 Tokens = Float[Tensor, "batch length heads head_dim"]
 
@@ -47,8 +49,8 @@ def partition(form: str, i: int, size: int, length: int, causal: bool = True) ->
     """O_i and the regions of token i, with segments of `size` tokens in a document of `length`."""
     if form not in FORMS:
         raise unknown("form", form, FORMS)
-    if not causal and form != "fixed":
-        raise InputError(f"form {form} is causal; fixed reads both ways")
+    if not causal and form not in BOTH_WAYS:
+        raise InputError(f"form {form} is causal; {' and '.join(BOTH_WAYS)} read both ways")
     segment, place = divmod(i, size)
     begin = segment * size
     own = list(range(begin, i + 1 if causal else min(begin + size, length)))
@@ -60,11 +62,18 @@ def partition(form: str, i: int, size: int, length: int, causal: bool = True) ->
         return [i], [Region(range(end - tokens, end)) for end, tokens in blocks]
     if form == "axial":
         return own, [Region(range(at, at + size), at + place) for at in range(0, begin, size)]
-    above = list(range(place, begin, size))
-    columns = [Region(range(other, begin, size)) for other in range(size) if other != place and begin]
-    left = [Region(range(at, at + place)) for at in range(0, begin, size) if place]
-    right = [Region(range(at + place + 1, at + size)) for at in range(0, begin, size) if place < size - 1]
-    return above + own, columns + left + right
+    later = length if not causal else begin
+    rows = [at for at in range(0, later, size) if at != begin]
+    direct = own + [at + place for at in rows if at + place < length]
+    columns = [
+        Region(range(first + other, end, size))
+        for first, end in ((0, begin), (begin + size, later))
+        for other in range(size)
+        if other != place
+    ]
+    left = [Region(range(at, min(at + place, length))) for at in rows]
+    right = [Region(range(at + place + 1, min(at + size, length))) for at in rows]
+    return direct, [region for region in columns + left + right if region.tokens]
 
 
 SummaryKey = Callable[[Tensor, Tensor, int], Tensor]
@@ -109,3 +118,14 @@ def summarise(
 ) -> tuple[Float[Tensor, "rows heads head_dim"], Float[Tensor, "rows heads head_dim"]]:
     """k̄ and v̄ of the regions that the rows are. q: of each token, or the largest of several of them."""
     return k.amax(1), dense(q.amax(1, keepdim=True), k, v)[:, 0]
+
+
+def running(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """k̄ and v̄ of all tokens of the rows up to each, [rows, tokens, heads, dim]."""
+    return k.cummax(1).values, dense(q.cummax(1).values, k, v, is_causal=True)
+
+
+def others(asked: int, size: int, device: torch.device, place: int = 0) -> Bool[Tensor, "1 1 asked size"]:
+    """Whether each of `asked` places from `place` on is another than each of `size` places."""
+    places = torch.arange(place, place + asked, device=device)
+    return (places[:, None] != torch.arange(size, device=device))[None, None]

@@ -39,8 +39,8 @@ head the token m r + s; and those of the row that is begun, [batch, heads so far
 
 WEIGHTS = ("detached", "differentiable")
 
-AT_ONCE = 16384
-"""Tokens whose segments are taken in one call of the kernel: what it returns is then memory that was used before."""
+AT_ONCE = 8192
+"""Tokens whose segments are taken in one call of the kernel, so that what it returns lies in memory already in use."""
 
 
 @dataclass(frozen=True)

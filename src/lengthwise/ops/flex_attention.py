@@ -36,9 +36,7 @@ def flex(
 
 def block_mask(visibility: Visibility) -> BlockMask:
     """What is seen in one call."""
-    batch = max(visibility.query_index.shape[0], visibility.key_index.shape[0])
-    if visibility.key_documents is not None:
-        batch = max(batch, visibility.key_documents.shape[0])
+    batch = visibility.rows
     queries, keys = visibility.query_index.shape[1], visibility.key_index.shape[1]
     device = visibility.key_index.device
     return create_block_mask(

@@ -13,7 +13,7 @@ so that parts need nothing of each other but o and LSE. Queries and keys of a pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,21 @@ class Part:
             found = one if found is None else merge(*found, *one)
         assert found is not None
         return found[0].unflatten(0, shown.shape[:2]), found[1].unflatten(0, shown.shape[:2])
+
+
+@dataclass
+class Call:
+    """Keys, values and parts, as `joint_attention` takes them, put together one after the other."""
+
+    pairs: list[tuple[Tensor, Tensor]]
+    parts: list[Part]
+
+    def add(self, queries: View, pair: Iterable[Tensor], mask: Bool[Tensor, "..."] | None = None) -> None:
+        """Queries that see keys and values, which have rows already, by a mask where one is given."""
+        key, value = pair
+        if key.shape[2]:
+            self.parts.append(Part(queries, (Keys(len(self.pairs), mask=mask),)))
+            self.pairs.append((key, value))
 
 
 class JointAttention(torch.autograd.Function):

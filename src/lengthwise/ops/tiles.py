@@ -89,7 +89,7 @@ class Frame:
         """The stretches, in parts whose masks aren't large, and what is seen of each, [batch or 1, n or 1, rows,
         columns] with a mask for each of n tiles of queries where they shift, and one for all where they don't or where
         it is shared; None where everything is seen."""
-        rows = max(self.visibility.query_index.shape[0], self.visibility.key_index.shape[0])
+        rows = self.visibility.rows
         for number, stretch in enumerate(self.stretches):
             if not stretch.masked or number in self.shared:
                 yield stretch, self.shared.get(number)
@@ -166,8 +166,7 @@ def _frame(laid: Visibility, queries: Tensor | None, keys: Tensor | None) -> Fra
         some, every = laid.verdicts(height, width)
         cost = int(some.sum()) * height * width / rate
         if best is None or cost < best[0]:
-            every[:, few // width :] = False  # a tile that ends beyond the keys
-            best = cost, Frame(laid, queries, keys, height, width, tuple(stretches(some, every)))
+            best = cost, Frame(laid, queries, keys, height, width, tuple(stretches(some, every, few // width)))
     if best is None:
         return Frame(laid, queries, keys, 1, 1, ())
     frame = best[1]
@@ -179,17 +178,23 @@ def _frame(laid: Visibility, queries: Tensor | None, keys: Tensor | None) -> Fra
     return frame
 
 
-def stretches(some: Bool[Tensor, "rows columns"], every: Bool[Tensor, "rows columns"]) -> list[Stretch]:
-    """The tiles of which something is seen, as few stretches; without a mask where everything is."""
+def stretches(some: Bool[Tensor, "rows columns"], every: Bool[Tensor, "rows columns"], filled: int) -> list[Stretch]:
+    """The tiles of which something is seen, as few stretches; without a mask where everything is.
+
+    Columns from `filled` on end beyond the keys and need a mask. Tiles that shift into one of them are a stretch of
+    their own, so that those before it can share their mask.
+    """
+    every = every & (torch.arange(every.shape[1], device=every.device) < filled)
     found: list[Stretch] = []
     latest: list[int] = []  # the stretches that ended with the row before
     for row, (seen, whole) in enumerate(zip(some.tolist(), (some & every).tolist(), strict=True)):
         current = []
         for ordinal, (column, count, masked) in enumerate(_segments(seen, whole)):
-            number = next((n for n in latest if _goes_on(found[n], column, count, masked, ordinal == 0)), None)
+            new = Stretch(row, 1, column, count, 1, masked, ordinal == 0)
+            number = next((n for n in latest if _goes_on(found[n], new, filled)), None)
             if number is None:
                 number = len(found)
-                found.append(Stretch(row, 1, column, count, 1, masked, ordinal == 0))
+                found.append(new)
             else:
                 before = found[number]
                 latest.remove(number)
@@ -199,12 +204,15 @@ def stretches(some: Bool[Tensor, "rows columns"], every: Bool[Tensor, "rows colu
     return sorted(found, key=lambda stretch: not stretch.begins)
 
 
-def _goes_on(before: Stretch, column: int, count: int, masked: bool, begins: bool) -> bool:
+def _goes_on(before: Stretch, row: Stretch, filled: int) -> bool:
     """Whether a stretch takes in these tiles of the next row."""
-    if (before.count, before.masked, before.begins) != (count, masked, begins):
+    if (before.count, before.masked, before.begins) != (row.count, row.masked, row.begins):
+        return False
+    last = before.column + (before.rows - 1) * before.shift + before.count
+    if (last > filled) != (row.column + row.count > filled):
         return False
     shifts = (0, 1) if before.rows == 1 else (before.shift,)
-    return any(column == before.column + before.rows * shift for shift in shifts)
+    return any(row.column == before.column + before.rows * shift for shift in shifts)
 
 
 def _segments(seen: list[bool], whole: list[bool]) -> list[tuple[int, int, bool]]:

@@ -28,6 +28,12 @@ class Visibility:
     key_documents: Int[Tensor, "#batch keys"] | None = None
     counted: Pattern | None = None
 
+    @property
+    def rows(self) -> int:
+        """How many rows it tells apart: 1 where all are alike."""
+        given = (self.query_index, self.key_index, self.query_documents, self.key_documents)
+        return max(len(x) for x in given if x is not None)
+
     def mask(
         self, rows: slice | Tensor = slice(None), columns: slice | Tensor = slice(None)
     ) -> Bool[Tensor, "_ rows columns"]:
