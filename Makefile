@@ -11,7 +11,7 @@ BIN = .venv/bin
 	touch $@
 
 .venv/full: .venv/base
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,hf,bench,docs]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,hf,images,bench,docs]'
 # The oracle of spiking neurons, without what else it asks for: torchvision, matplotlib and more.
 	$(BIN)/pip install --quiet --no-deps spikingjelly loguru
 	touch $@

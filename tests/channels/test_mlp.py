@@ -6,7 +6,10 @@ from lengthwise.channels.mlp import MLP
 from lengthwise.errors import InputError
 
 
-@pytest.mark.parametrize(("activation", "function"), [("gelu", functional.gelu), ("relu", torch.relu)])
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [("gelu", functional.gelu), ("relu", torch.relu), ("sigmoid_gelu", lambda x: x * torch.sigmoid(1.702 * x))],
+)
 def test_the_formula(activation, function):
     mlp, x = MLP(6, activation=activation), torch.randn(2, 5, 6)
     y, state = mlp(x)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from lengthwise.errors import InputError
 from lengthwise.tasks import TASKS
 from lengthwise.tasks.addition import EQUALS, HINT, PLUS, Addition
-from lengthwise.tasks.copying import Copying, SelectiveCopying
+from lengthwise.tasks.copying import Copying, DelayedCopying, SelectiveCopying
+from lengthwise.tasks.cue import Cue
 from lengthwise.tasks.listops import NAMES, OPERATORS, ListOps
 from lengthwise.tasks.recall import (
     AssociativeRecall,
@@ -64,7 +65,7 @@ def test_batches_go_on_at_any_step(name):
 @NAMED
 def test_guessing_evenly_among_the_answers_gives_chance(name):
     task = TASKS[name]()
-    example = task.batch(400, seed=1)
+    example = task.batch(max(50, 400 * 64 // task.length), seed=1)
     trials = 20
     guesses = np.random.default_rng(2).choice(np.array(task.answers), (trials, *example.tokens.shape))
     accuracies = [task.metric(one_hot(torch.from_numpy(g), task.vocab_size), example) for g in guesses]
@@ -212,6 +213,38 @@ def test_passkey_asks_for_the_hidden_key(extra, digits, seed):
         assert tokens[-digits] == 0
 
 
+@given(extra=st.integers(0, 60), memory=st.integers(1, 5), seed=st.integers(0, 999))
+def test_delayed_copying_asks_for_the_first_tokens_at_the_last(extra, memory, seed):
+    task = DelayedCopying(memory=memory, symbols=4, noise=3)
+    example = task.batch(3, length=2 * memory + extra, seed=seed)
+    shown, between, prompts = example.tokens.split([memory, extra, memory], 1)
+    assert (shown < 4).all()
+    assert ((between >= 4) & (between < 7)).all()
+    assert (prompts == 7).all()
+    assert torch.equal(example.targets[:, -memory:], shown)
+    assert torch.equal(example.mask.nonzero()[:, 1].unique(), torch.arange(memory) + memory + extra)
+
+
+@pytest.mark.parametrize("answered", ["first", "last"])
+@given(length=st.integers(2, 60), seed=st.integers(0, 999))
+def test_cue_asks_for_the_one_cue(answered, length, seed):
+    task = Cue(noise=3, cues=4, answered=answered)
+    example = task.batch(3, length=length, seed=seed)
+    asked = 0 if answered == "first" else length - 1
+    for tokens, targets, mask in zip(example.tokens, example.targets, example.mask, strict=True):
+        (place,) = (tokens >= 3).nonzero().flatten().tolist()
+        assert place != asked
+        assert mask.nonzero().flatten().tolist() == [asked]
+        assert targets[asked] == tokens[place]
+
+
+@pytest.mark.parametrize("answered", ["first", "last"])
+def test_cue_stands_anywhere_but_where_it_is_asked_for(answered):
+    example = Cue(length=5, noise=3, cues=2, answered=answered).batch(200, seed=1)
+    places = set((example.tokens >= 3).nonzero()[:, 1].tolist())
+    assert places == ({1, 2, 3, 4} if answered == "first" else {0, 1, 2, 3})
+
+
 def number(tokens, order):
     digits = [t for t in tokens if t < 10]
     return int("".join(map(str, digits if order == "standard" else digits[::-1])))
@@ -280,6 +313,10 @@ def test_impossible_sizes_are_refused():
         (lambda: Passkey(digits=0), "digits"),
         (lambda: GapRecall(noise=0), "noise"),
         (lambda: DistantRecall(noise=0), "noise"),
+        (lambda: DelayedCopying(memory=0), "memory"),
+        (lambda: DelayedCopying().batch(1, length=15), "at least 16"),
+        (lambda: Cue(cues=1), "cues"),
+        (lambda: Cue(answered="middle"), "middle"),
         (lambda: Addition(hints=3, length=60).batch(2), "hints"),
         (lambda: ListOps(depth=1, arguments=2).batch(1, length=40), "nested 1 deep"),
     ]:

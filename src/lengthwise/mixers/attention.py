@@ -74,6 +74,8 @@ class Attention(SequenceModule):
         if self.heads % len(self.pattern.heads):
             raise InputError(f"{len(self.pattern.heads)} patterns must divide the heads, got {self.heads} heads")
         self.window, self.first = _kept(self.pattern) if causal else (None, 0)
+        self.keeps_all = not causal or self.pattern.lasts
+        self.compiles = self.keeps_all or self.window is not None  # type: ignore[misc]  # else values tell what is kept
         self.growth = "window" if causal and self.pattern.bounded else "linear"
         self.receptive_field = self.pattern.receptive_field() if causal else None
         query_dim, key_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -133,7 +135,7 @@ class Attention(SequenceModule):
         """The cache before the first token."""
         if self.window is not None:
             return WindowedCache.empty(self.window, self.first, k, v)
-        return FullCache.empty(k, v) if not self.causal or self.pattern.lasts else SelectiveCache.empty(k, v)
+        return FullCache.empty(k, v) if self.keeps_all else SelectiveCache.empty(k, v)
 
     def logit_bias(self, positions: Tensor) -> Bias | None:
         """What the position encoding adds to the logits, given the positions of the keys."""
@@ -156,7 +158,7 @@ class Attention(SequenceModule):
         near, far, places = length, 0, 0
         if self.window is not None:
             near, far = min(length, self.window - 1), min(length, self.first)
-        elif not self.pattern.lasts:
+        elif not self.keeps_all:
             near, far = self.pattern.kept(length)
             places = 8 * far
         return 2 * (near + far) * self.kv_heads * self.head_dim * self.k_proj.weight.element_size() + places

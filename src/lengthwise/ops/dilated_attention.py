@@ -39,9 +39,6 @@ head the token m r + s; and those of the row that is begun, [batch, heads so far
 
 WEIGHTS = ("detached", "differentiable")
 
-AT_ONCE = 8192
-"""Tokens whose segments are taken in one call of the kernel, so that what it returns lies in memory already in use."""
-
 
 @dataclass(frozen=True)
 class Branch:
@@ -118,10 +115,8 @@ def parts_of(
         place = start % w
         head = min(w - place, length) if place else 0
         end = head + (length - head) // w * w
-        several = max(AT_ONCE // w, 1) * w
-        whole = [(begin, min(begin + several, end)) for begin in range(head, end, several)]
-        for begin, stop in [(0, head), *whole, (end, length)]:
-            before, count = (place, 1) if begin < head else (0, max((stop - begin) // w, 1))
+        for begin, stop, count in ((0, head, 1), (head, end, (end - head) // w), (end, length, 1)):
+            before = place if begin < head else 0
             for offset, group in enumerate(branch.heads(heads)) if stop > begin else ():
                 first = (offset - before) % r
                 if first >= (stop - begin) // count:

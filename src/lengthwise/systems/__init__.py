@@ -41,6 +41,7 @@ SYSTEMS = {
     "rwkv": "lengthwise.systems.rwkv",
     "rwkv-temporal-perspectives": "lengthwise.systems.rwkv_temporal_perspectives",
     "s5-reinforcement": "lengthwise.systems.s5_reinforcement",
+    "sparse-transformer": "lengthwise.systems.sparse_transformer",
     "spikegpt": "lengthwise.systems.spikegpt",
     "stuffed-mamba": "lengthwise.systems.stuffed_mamba",
     "tcnca": "lengthwise.systems.tcnca",

@@ -12,6 +12,7 @@ TABLES = {
     "positions": "POSITIONS",
     "channels": "CHANNELS",
     "caches": "CACHES",
+    "reducers": "REDUCERS",
     "tasks": "TASKS",
 }
 """The rooms that have a table, and its name. Parts of other rooms are modules with something of the same name."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from lengthwise.tasks.addition import Addition
-from lengthwise.tasks.copying import Copying, SelectiveCopying
+from lengthwise.tasks.copying import Copying, DelayedCopying, SelectiveCopying
 from lengthwise.tasks.corpus import Corpus, read, standard_library
+from lengthwise.tasks.cue import Cue
 from lengthwise.tasks.listops import ListOps
+from lengthwise.tasks.pictures import Crops
 from lengthwise.tasks.recall import (
     AssociativeRecall,
     DistantRecall,
@@ -15,11 +17,13 @@ from lengthwise.tasks.recall import (
     Passkey,
     SingleRecall,
 )
+from lengthwise.tasks.slots import SlotQuestion, SlotRecall, SlotText
 from lengthwise.tasks.task import Example, Task
 
 TASKS: dict[str, type[Task]] = {
     "copying": Copying,
     "selective_copying": SelectiveCopying,
+    "delayed_copying": DelayedCopying,
     "associative_recall": AssociativeRecall,
     "single_recall": SingleRecall,
     "distant_recall": DistantRecall,
@@ -27,8 +31,12 @@ TASKS: dict[str, type[Task]] = {
     "induction": Induction,
     "gap_recall": GapRecall,
     "passkey": Passkey,
+    "cue": Cue,
     "addition": Addition,
     "listops": ListOps,
+    "slot_recall": SlotRecall,
+    "slot_question": SlotQuestion,
+    "slot_text": SlotText,
 }
 
 __all__ = [
@@ -37,6 +45,9 @@ __all__ = [
     "AssociativeRecall",
     "Copying",
     "Corpus",
+    "Crops",
+    "Cue",
+    "DelayedCopying",
     "DistantRecall",
     "Example",
     "GapRecall",
@@ -46,6 +57,9 @@ __all__ = [
     "Passkey",
     "SelectiveCopying",
     "SingleRecall",
+    "SlotQuestion",
+    "SlotRecall",
+    "SlotText",
     "Task",
     "read",
     "standard_library",

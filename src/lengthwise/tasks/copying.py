@@ -1,4 +1,4 @@
-"""Copying: repeat what was shown, all of it or only what isn't noise."""
+"""Copying: repeat what was shown, at once, after a delay, or only what isn't noise."""
 
 from __future__ import annotations
 
@@ -94,4 +94,50 @@ class SelectiveCopying(Task):
         tokens[:, positions:] = 1
         targets[:, positions:] = data
         mask[:, positions:] = True
+        return tokens, targets, mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class DelayedCopying(Task):
+    """Symbols, noise of other tokens, and as many prompts, at the i-th of which the i-th symbol is asked.
+
+        s_1 … s_m n n … n p … p          asked at the prompts: s_1 … s_m
+
+    m = `memory`, and noise fills the length. It doesn't matter what else stands between, only how much of it: what
+    keeps the last tokens alone can't answer. Tokens: symbols, then noise, then the prompt.
+    """
+
+    length: int = 64
+    memory: int = 8
+    symbols: int = 8
+    noise: int = 8
+    title: ClassVar[str] = "delayed copying"
+
+    def __post_init__(self) -> None:
+        require_at_least(memory=(self.memory, 1), symbols=(self.symbols, 2), noise=(self.noise, 1))
+
+    @property
+    def vocab_size(self) -> int:
+        """Symbols, noise and the prompt."""
+        return self.symbols + self.noise + 1
+
+    @property
+    def answers(self) -> range:
+        """The symbols."""
+        return range(self.symbols)
+
+    @property
+    def shortest(self) -> int:
+        """Symbols and prompts without noise."""
+        return 2 * self.memory
+
+    def _generate(self, rng: np.random.Generator, batch: int, length: int) -> tuple[np.ndarray, ...]:
+        tokens, targets, mask = empty_example(batch, length, self.vocab_size - 1)
+        prompts = length - self.memory
+        text = rng.integers(self.symbols, size=(batch, self.memory))
+        tokens[:, : self.memory] = targets[:, prompts:] = text
+        tokens[:, self.memory : prompts] = rng.integers(
+            self.symbols, self.symbols + self.noise, (batch, prompts - self.memory)
+        )
+        mask[:, prompts:] = True
         return tokens, targets, mask

@@ -106,17 +106,21 @@ class Task:
         right = (logits.argmax(-1) == example.targets) | ~example.mask
         return right.all(dim=1).float().mean().item()
 
+    def logits(self, model: nn.Module, example: Example) -> Float[Tensor, "batch length vocab"]:
+        """The output of a model on a batch."""
+        return model(example.tokens)[0]
+
     def objective(self, model: nn.Module, example: Example) -> Float[Tensor, ""]:
-        """The loss of a language model on a batch, in the form that `training.fit` takes."""
-        return self.loss(model(example.tokens)[0], example)
+        """The loss of a model on a batch, in the form that `training.fit` takes."""
+        return self.loss(self.logits(model, example), example)
 
     @torch.no_grad()
     def score(
         self, model: nn.Module, *, examples: int = 256, length: int | None = None, seed: int = 1_000_003
     ) -> float:
-        """The metric of a language model on fresh examples, of a seed that training doesn't use."""
+        """The metric of a model on fresh examples, of a seed that training doesn't use."""
         example = self.batch(examples, length=length, seed=seed)
-        return self.metric(model(example.tokens)[0], example)
+        return self.metric(self.logits(model, example), example)
 
 
 def _tensor(values: np.ndarray, dtype: type[np.generic]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lengthwise.errors import InputError
+from lengthwise.training.auxiliary import auxiliary_loss
 from lengthwise.training.optimizer import adamw, learning_rate_factor, set_learning_rate
 
 UNCOUNTED = -100
@@ -76,7 +77,8 @@ def fit(
     """Train `model` for `steps` batches with AdamW, warm-up and cosine decay, and return the loss of each step.
 
     learning_rate is the peak, reached after `warmup` steps; the last step has `final` times that. The norm of the
-    gradient is clipped to `clip`. `on_step(step, loss)` is called after each step, counted from 0. The model is left
+    gradient is clipped to `clip`. What parts of the model leave as their `auxiliary` is added to the loss, and isn't in
+    what is returned. `on_step(step, loss)` is called after each step, counted from 0. The model is left
     in training mode.
 
     Raises `InputError` when the loss is not a finite number, or when the batches end before the steps.
@@ -93,7 +95,7 @@ def fit(
         set_learning_rate(optimizer, learning_rate * factor)
         optimizer.zero_grad(set_to_none=True)
         value = loss(model, batch)
-        value.backward()
+        (value + auxiliary_loss(model).to(value.device)).backward()
         number = value.item()
         if not math.isfinite(number):
             raise InputError(f"the loss became {number} at step {step}; try a lower learning rate or a longer warm-up")

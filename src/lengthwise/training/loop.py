@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lengthwise.contract import StateTree, map_state
 from lengthwise.errors import InputError
 from lengthwise.options.training import TrainOptions, to_mapping
+from lengthwise.training.auxiliary import auxiliary_loss
 from lengthwise.training.batches import Data, Rows, check_division, rows_of_steps
 from lengthwise.training.checkpoint import (
     BEST,
@@ -143,7 +144,8 @@ class Trainer:
             with autocast(world.device, options.precision):
                 loss, after = part.loss(self.model, state)
             # sharded gradients are averaged over the processes, and the loss is a mean over the tokens of all
-            (loss * (world.size / count)).backward()
+            auxiliary = auxiliary_loss(self.model).to(loss.device) / options.accumulate
+            (loss * (world.size / count) + auxiliary).backward()
             total += loss.detach()
             carried.append(map_state(Tensor.detach, after) if options.carry_state else None)
         number = world.sum(total).item() / count
