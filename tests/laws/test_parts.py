@@ -24,6 +24,7 @@ CONFIGURATIONS = [
     "attention(heads=2, pattern=blocks(4) | fixed(4, 1), position=rope)",
     "attention(heads=2, pattern=window(3) | strided(4), position=alibi)",
     "attention(heads=2, pattern=dilated(2, 3))",
+    "attention(heads=2, pattern=strided(2) & blocks(6) | blocks(3, previous=1, following=2))",
     "attention(heads=2, pattern=window(3) | keys_at(0, 2, 99))",
     "attention(heads=2, pattern=global_tokens(1, 5))",
     "attention(heads=2, pattern=keys_at(3))",

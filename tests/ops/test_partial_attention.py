@@ -68,6 +68,17 @@ def test_parts_add_up_to_the_whole_and_so_do_their_gradients(value_dim):
         torch.testing.assert_close(torch.cat([share[at] for share in shares], 1), whole[at])
 
 
+@pytest.mark.parametrize("value_dim", [4, 6])
+def test_numbers_of_a_head_need_not_stand_side_by_side(value_dim):
+    q, k, v = inputs(value_dim=value_dim)
+    apart = [torch.stack([x, x + 1], -1)[..., 0].requires_grad_() for x in (q, k, v)]
+    o, lse = partial_attention(*apart)
+    torch.testing.assert_close(o, partial_attention(q, k, v)[0])
+    shares = partial_gradients(torch.ones_like(o).expand_as(o), *apart, o, lse)
+    for share, expected in zip(shares, torch.autograd.grad(o.sum(), apart), strict=True):
+        torch.testing.assert_close(share, expected)
+
+
 def test_nothing_to_see_and_nobody_to_see_it():
     q, k, v = (x.requires_grad_() for x in inputs())
     o, lse = partial_attention(q, k[:, :0], v[:, :0])

@@ -132,6 +132,7 @@ def test_receptive_fields():
     assert window(2, 1).receptive_field(2) == 7
     assert dilated(3, 4).receptive_field() == 10
     assert (causal() & blocks(16, 1)).receptive_field(6) == 7 * 16
+    assert (causal() & blocks(16) & window(4)).receptive_field() == 4
     assert causal().receptive_field() is None
     assert (causal() & strided(4)).receptive_field() is None
 
@@ -174,6 +175,7 @@ def test_normal_form():
     assert (causal() & blocks(2)).band is None
     assert strided(4) & strided(6) == strided(12)
     assert strided(1) == full()
+    assert fixed(4, 4) == full()
     assert fixed(4, 2) & fixed(4, 2, skip=1) == fixed(4, 1, skip=1)
     assert global_tokens() | window(3) == window(3)
     assert queries_at(2, 1, 2) == queries_at(1, 2)

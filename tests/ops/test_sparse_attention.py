@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops.pattern_strategies import combined
 
+from lengthwise.errors import InputError
 from lengthwise.measure import peak_bytes
 from lengthwise.ops import tiles
 from lengthwise.ops.attention import attention_reference
-from lengthwise.ops.patterns import causal, first, fixed, global_tokens, keys_at, strided, window
+from lengthwise.ops.patterns import causal, first, fixed, global_tokens, keys_at, per_head, strided, window
 from lengthwise.ops.sparse_attention import sparse_attention
 from lengthwise.ops.tiles import Stretch, frames, frames_of, stretches
 from lengthwise.ops.visibility import aligned
@@ -102,6 +103,11 @@ def test_a_window_is_a_few_stretches_and_one_mask():
 )
 def test_what_is_dense_in_another_order_is_visited_there(pattern, most):
     assert sum(f.tiles * f.height * f.width for f in frames_of(pattern, 64, 64, torch.device("cpu"))) <= most
+
+
+def test_groups_of_heads_are_planned_apart():
+    with pytest.raises(InputError, match="a call of its own"):
+        frames_of(per_head(window(2), causal()), 8, 8, torch.device("cpu"))
 
 
 def test_a_query_that_sees_nothing_gives_zero_and_no_gradient():

@@ -87,7 +87,7 @@ class SelectiveCache(State):
             position = length_of_last(self.past, count, layout, batch, device)
             position = None if bool((position == seen).all()) else position
         lengths = {seen} if position is None else set(position.tolist())
-        dropped = total - min(total, max((pattern.kept(length)[0] for length in lengths), default=0))
+        dropped = total - min(total, max((length - pattern.near(length) for length in lengths), default=0))
         latest = tuple(x[:, dropped:] for x in near)
         if buffer is None and not torch.is_grad_enabled() and dropped:
             latest = tuple(x.clone() for x in latest)  # a view would keep all that was dropped alive

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +17,7 @@ from lengthwise.ops.squared_relu import squared_relu
 
 def sigmoid_gelu(x: Tensor) -> Tensor:
     """x σ(1.702 x), Hendrycks and Gimpel's approximation of the Gaussian error linear unit."""
-    return x * torch.sigmoid(1.702 * x)
+    return functional.silu(1.702 * x) / 1.702
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -37,8 +36,8 @@ class MLP(SequenceModule):
         y = W_2 act(W_1 x + b_1) + b_2          W_1: [hidden, dim], W_2: [dim, hidden]
 
     hidden: 4 dim unless given. activation: "gelu", "sigmoid_gelu", "relu", "silu" or "squared_relu". bias: whether
-    there are b_1 and b_2. depth: the number of residual branches of the model. W_1 begins as N(0, 0.02), W_2 as N(0, 0.02 / sqrt(depth)),
-    as in GPT-2, and the biases as 0.
+    there are b_1 and b_2. depth: the number of residual branches of the model. W_1 begins as N(0, 0.02), W_2 as
+    N(0, 0.02 / sqrt(depth)), as in GPT-2, and the biases as 0.
 
     Vaswani et al. 2017, arXiv 1706.03762.
     """

@@ -77,6 +77,7 @@ class Attention(SequenceModule):
         self.keeps_all = not causal or self.pattern.lasts
         self.compiles = self.keeps_all or self.window is not None  # type: ignore[misc]  # else values tell what is kept
         self.growth = "window" if causal and self.pattern.bounded else "linear"
+        self.chunk = None if self.keeps_all else self.pattern.period
         self.receptive_field = self.pattern.receptive_field() if causal else None
         query_dim, key_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.q_proj = nn.Linear(dim, query_dim, bias=bias)

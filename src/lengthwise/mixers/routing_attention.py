@@ -49,9 +49,10 @@ class RoutingAttention(SequenceModule):
     shares a cluster with then depends on later tokens, even where `causal` masks those themselves, so that this form
     declares itself not causal and has no state.
 
-    heads: two at least, of which `routing_heads` route, half of them where it is None. clusters: k. members: w. window: of the local
-    heads, up to the token itself, and as many after it where attention isn't causal. decay: λ of the centroids.
-    commitment: β. position: for the local heads. causal: sees nothing that comes later; "nearest" always is.
+    heads: chosen near a width of 64 where it is None, two at least. routing_heads: how many of them route, half where
+    it is None. clusters: k. members: w. window: of the local heads, up to the token itself, and as many after it where
+    attention isn't causal. decay: λ of the centroids. commitment: β. position: for the local heads. causal: sees
+    nothing that comes later; "nearest" always is.
     depth: the number of residual branches of the model.
     W_q, W_k, W_v begin as N(0, 0.02), the output maps as N(0, 0.02 / √depth); no biases. Each μ begins as a normed
     sample of N(0, 1), with N = 1 and M = μ, as if it had been seen once. (From N = 0, as published, the first steps

@@ -49,6 +49,11 @@ class Condition:
         """Whether it holds of no pair at all."""
         return False
 
+    @property
+    def always(self) -> bool:
+        """Whether it holds of every pair."""
+        return False
+
     def holds(self, i: Places, j: Places) -> Truth:
         """Whether it holds, of places that broadcast to each other."""
         raise NotImplementedError
@@ -73,6 +78,11 @@ class Band(Condition):
 
     left: int | None = None
     right: int | None = None
+
+    @property
+    def always(self) -> bool:
+        """Whether it has no limit."""
+        return self.left is None and self.right is None
 
     def holds(self, i: Places, j: Places) -> Truth:
         """By the distance."""
@@ -115,6 +125,11 @@ class Stride(Condition):
     """i ≡ j (mod step)."""
 
     step: int
+
+    @property
+    def always(self) -> bool:
+        """Whether it leaves nothing out."""
+        return self.step == 1
 
     def holds(self, i: Places, j: Places) -> Truth:
         """By the distance."""
@@ -220,6 +235,11 @@ class Fixed(OfKeys):
     def empty(self) -> bool:
         """Whether no place is left."""
         return self.low >= self.high
+
+    @property
+    def always(self) -> bool:
+        """Whether it is the whole block."""
+        return self.low <= 0 and self.high >= self.length
 
     def chosen(self, j: Places) -> Truth:
         """By the place in the block."""

@@ -63,10 +63,7 @@ def _seen(visibility: Visibility, row: Tensor, query: Tensor, key: Tensor) -> Te
     def at(values: Tensor, index: Tensor) -> Tensor:
         return values[row if len(values) > 1 else row * 0, index]
 
-    i, j = at(visibility.query_index, query), at(visibility.key_index, key)
-    found = i != i
-    for term in visibility.pattern.terms:
-        found = found | term.holds(i, j)
+    found = visibility.pattern.holds(at(visibility.query_index, query), at(visibility.key_index, key))
     if visibility.query_documents is None or visibility.key_documents is None:
         return found
     return found & (at(visibility.query_documents, query) == at(visibility.key_documents, key))

@@ -39,7 +39,7 @@ def partial_attention(
         nothing = q.sum() * 0 + k.sum() * 0 + v.sum() * 0
         o = nothing.to(v.dtype).expand(*q.shape[:3], v.shape[3])
         return o, q.new_full(q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    q, k, v = (_dense(x).transpose(1, 2) for x in (q, k, v))
     if fuses(q, v):
         o, lse = _fused(q, k, v, 0.0, is_causal, attn_mask=_added(mask, q.dtype), scale=scale)
     else:
@@ -67,7 +67,7 @@ def partial_gradients(
     """
     if not q.numel() or not k.shape[1]:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    grad_o, q, k, v, o = (x.transpose(1, 2) for x in (grad_o, q, k, v, o))
+    grad_o, q, k, v, o = (_dense(x).transpose(1, 2) for x in (grad_o, q, k, v, o))
     lse = lse.transpose(1, 2)
     if fuses(q, v):
         added = _added(mask, q.dtype)
@@ -81,6 +81,11 @@ def partial_gradients(
 def fuses(q: Tensor, v: Tensor) -> bool:
     """Whether the processor's kernel takes queries and values like these."""
     return q.device.type == "cpu" and q.shape[3] == v.shape[3]
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The same numbers with those of a head side by side, as the kernel takes for granted."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _added(mask: Mask | None, dtype: torch.dtype) -> Tensor | None:

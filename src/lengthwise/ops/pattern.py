@@ -35,7 +35,7 @@ class Term:
                     break
             else:
                 met.append(condition)
-        kept = sorted((c for c in met if c not in (Band(), Stride(1))), key=_order)
+        kept = sorted((c for c in met if not c.always), key=_order)
         return Term(tuple(kept), self.documents or other.documents)
 
     @property
@@ -84,7 +84,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A union of terms, none of which lies within another. Two patterns with the same terms are equal."""
+    """A union of terms. A term that lies within another is left out, where their conditions are of the same kinds; two
+    patterns with the same terms are equal."""
 
     terms: tuple[Term, ...]
 
@@ -172,22 +173,28 @@ class Pattern:
     def kept(self, length: int) -> tuple[int, int]:
         """How many of so many keys later queries can see: the latest ones, and those among the earlier ones."""
         near = self.near(length)
-        return length - near, int(self.lasting(torch.arange(near)).sum())
+        return length - near, 0 if self.limited else int(self.lasting(torch.arange(near)).sum())
+
+    @property
+    def period(self) -> int:
+        """After how many places a pattern of blocks shows the same again."""
+        return math.lcm(*(c.size for term in self.terms for c in term.conditions if isinstance(c, Blocks)))
 
     def receptive_field(self, layers: int = 1) -> int | None:
         """How many places an output of so many layers can depend on at most; None where there is no limit."""
         if not self.terms:
             return 1
+        sides, fields = [_sides(term) for term in self.terms], []
+        if not any(side is None for pair in sides for side in pair):
+            left, right = (max(pair[at] or 0 for pair in sides) for at in (0, 1))
+            fields.append(layers * (left + right) + 1)
         shared = {c for term in self.terms for c in term.conditions if isinstance(c, Blocks)}
         if len(shared) == 1 and all(shared <= set(term.conditions) for term in self.terms):
             block = next(iter(shared))
-            return (layers * (block.previous + (0 if self.causal else block.following)) + 1) * block.size
-        sides = [_sides(term) for term in self.terms]
-        if any(left is None or right is None for left, right in sides):
-            return None
-        return layers * (max(left or 0 for left, _ in sides) + max(right or 0 for _, right in sides)) + 1
+            fields.append((layers * (block.previous + (0 if self.causal else block.following)) + 1) * block.size)
+        return min(fields, default=None)
 
-    def entries(self, length: int) -> int:
+    def entries(self, length: int) -> float:
         """How many pairs of a query and a key that it sees there are in a document; for groups of heads, the mean."""
         place, size, count = torch.arange(length), 256, 0
         alone = without_documents(self)
@@ -221,6 +228,13 @@ class Pattern:
             some, every = some | possible, every | certain
         return some, every
 
+    def holds(self, i: Tensor, j: Tensor) -> Tensor:
+        """Whether a query at place i sees a key at place j, documents aside. The places broadcast to each other."""
+        seen = (i != i) & (j != j)
+        for term in self.terms:
+            seen = seen | term.holds(i, j)
+        return seen
+
     def mask(
         self,
         q_index: Int[Tensor, "*#rows queries"],
@@ -237,9 +251,7 @@ class Pattern:
         if self.by_documents and q_documents is None:
             raise InputError(f"pattern {self} needs the document numbers of queries and keys")
         i, j = q_index[..., :, None], k_index[..., None, :]
-        seen = torch.zeros(torch.broadcast_shapes(i.shape, j.shape), dtype=torch.bool, device=i.device)
-        for term in self.terms:
-            seen = seen | term.holds(i, j)
+        seen = self.holds(i, j)
         if q_documents is not None and k_documents is not None:
             seen = seen & (q_documents[..., :, None] == k_documents[..., None, :])
         return seen
@@ -276,9 +288,9 @@ class HeadPatterns(Pattern):
         """None: no single band tells what all heads see."""
         return None
 
-    def entries(self, length: int) -> int:
+    def entries(self, length: int) -> float:
         """The mean over the groups."""
-        return sum(group.entries(length) for group in self.groups) // len(self.groups)
+        return sum(group.entries(length) for group in self.groups) / len(self.groups)
 
     def mask(self, *indices: Tensor | None) -> Tensor:  # type: ignore[override]  # noqa: ARG002
         """Groups have masks of their own."""

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lengthwise.errors import InputError
 from lengthwise.ops.conditions import OfKeys, Queries, Stride
 from lengthwise.ops.pattern import NOTHING, Pattern, Term, union
 from lengthwise.ops.visibility import Visibility, aligned
@@ -111,7 +112,9 @@ class Frame:
 
 
 def frames(visibility: Visibility) -> tuple[Frame, ...]:
-    """The frames of a call, with the tiles that each visits."""
+    """The frames of a call, with the tiles each visits. Raises InputError where heads have patterns of their own."""
+    if len(visibility.pattern.heads) > 1:
+        raise InputError(f"each group of heads is a call of its own, got the pattern {visibility.pattern}")
     alike = visibility.query_index.shape[0] == visibility.key_index.shape[0] == 1
     alike = alike and visibility.query_documents is None
     grouped: dict[tuple[object, ...], list[Term]] = defaultdict(list)
@@ -172,9 +175,11 @@ def _frame(laid: Visibility, queries: Tensor | None, keys: Tensor | None) -> Fra
     frame = best[1]
     for number, stretch in enumerate(frame.stretches):
         if stretch.masked and stretch.shift and stretch.rows > 1:
-            masks = [frame.mask(part) for part in stretch.parts(max(1, WRITTEN // (height * width * stretch.count)))]
-            if all(bool((mask == masks[0][:, :1]).all()) for mask in masks):
-                frame.shared[number] = masks[0][:, :1].clone()
+            size = laid.rows * frame.height * frame.width * stretch.count
+            own = frame.mask(replace(stretch, rows=1))
+            parts = stretch.parts(max(1, WRITTEN // size))
+            if all(bool((frame.mask(part) == own).all()) for part in parts):
+                frame.shared[number] = own
     return frame
 
 

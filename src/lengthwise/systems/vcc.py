@@ -1,4 +1,7 @@
-"""Vcc: a trained encoder compressed around a question keeps its answers, where it chooses what to keep by attention."""
+"""Vcc: a trained encoder compressed around a question keeps its answers, where it chooses what to keep by attention.
+
+As published, an encoder of "4*(chunked_attention(chunk=512) + mlp) + vcc(8*(attention + mlp), fine=90)".
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,6 @@ SYSTEM = System(
     parts=["models.vcc", "reducers.blocks"],
     claim="with a few important tokens in full and the rest mostly as means of blocks, a trained encoder does as well"
     " at a third of the work",
-    expression="4*(chunked_attention(chunk=512, causal=false) + mlp)"
-    " + vcc(8*(attention(causal=false) + mlp), block=16, fine=90, places=16)",
 )
 
 TASK = SlotQuestion()
