@@ -69,22 +69,23 @@ def reproduce(run: Run) -> Iterator[Figure]:
     """One question about 512 tokens: an encoder trained in full, then compressed without and with further training.
 
     Layers 2 and 3 of 3 are compressed, with 8 of 32 blocks of 16 in full. Training goes on to 1200 steps where 600
-    leave accuracy below 0.9. The places beside the question hold the first tokens of the context, in full, as padding
-    takes no part. The full encoder is trained on inputs with 16 questions, for as many answers a step; all else, the
-    further training too, has one. The check on a trained sentence model is left out: its weights can't be had
-    everywhere.
+    leave accuracy below 0.9, with the first two of the seeds, to finish in minutes. The places beside the question hold
+    the first tokens of the context, in full, as padding takes no part. The full encoder is trained on inputs with 16
+    questions, for as many answers a step; all else, the further training too, has one. All linear maps begin as N(0,
+    1 / inputs). The check on a trained sentence model is left out: its weights can't be had everywhere.
     """
-    on_step = progress(run, len(run.seeds) * (2 * STEPS + MORE_STEPS))
-    found = [one_seed(seed, on_step(f"seed {seed}")) for seed in run.seeds]
-    middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
-    over = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    seeds = run.seeds[:2]
+    on_step = progress(run, len(seeds) * (2 * STEPS + MORE_STEPS))
+    found = [one_seed(seed, on_step(f"seed {seed}")) for seed in seeds]
+    middle = {name: statistics.mean(one[name] for one in found) for name in found[0]}
+    over = f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     yield reported(f"accuracy of the full encoder ({over})", middle["full"], note="to be at least 0.9")
     note = (
         f"by attention {middle['attention']:.3f}, by chance {middle['random']:.3f}, means alone {middle['means']:.3f}"
     )
-    chosen = statistics.median(one["attention"] / max(one["random"], 1e-9) for one in found)
+    chosen = statistics.mean(one["attention"] / max(one["random"], 1e-9) for one in found)
     yield at_least(f"accuracy untrained, blocks chosen by attention over by chance ({over})", chosen, 1.5, note=note)
-    kept = statistics.median(one["trained"] / one["full"] for one in found)
+    kept = statistics.mean(one["trained"] / one["full"] for one in found)
     claimed = "equal or better scores at over 3 times less work"
     yield at_least(
         f"accuracy after {MORE_STEPS} further steps over that of the full encoder ({over})", kept, 0.9, claimed
