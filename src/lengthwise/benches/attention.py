@@ -128,7 +128,7 @@ def trained(form: Attend, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> Call
     return lambda: torch.autograd.grad(form(*leaves), leaves, grad)
 
 
-def products(pairs: int) -> float:
+def products(pairs: float) -> float:
     """Floating-point operations of the matrix products over pairs of a query and a key that it sees: two forward, and
     five backward, where the logits are computed again."""
     return 7 * 2 * pairs * DIM * HEADS

@@ -3,8 +3,8 @@
 from lengthwise.caches.chunked import ChunkedCache
 from lengthwise.caches.full import FullCache
 from lengthwise.caches.routed import RoutedCache
-from lengthwise.caches.source import SourceCache
 from lengthwise.caches.selective import SelectiveCache
+from lengthwise.caches.source import SourceCache
 from lengthwise.caches.windowed import WindowedCache
 from lengthwise.contract import State
 

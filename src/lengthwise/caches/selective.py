@@ -59,10 +59,11 @@ class SelectiveCache(State):
     ) -> tuple[Context, SelectiveCache]:
         """What queries at the new tokens attend to by a causal pattern, and the cache after them. This cache stays as
         it is."""
-        near, buffer = appended(self, (self.keys, self.values), (keys, values))
-        return self._context(near, keys.shape[1], layout), self._after(near, keys.shape[1], pattern, layout, buffer)
+        (near_keys, near_values), buffer = appended(self, (self.keys, self.values), (keys, values))
+        near, count = (near_keys, near_values), keys.shape[1]
+        return self._context(near, count, layout), self._after(near, count, pattern, layout, buffer)
 
-    def _context(self, near: tuple[Tensor, ...], count: int, layout: Layout | None) -> Context:
+    def _context(self, near: tuple[Tensor, Tensor], count: int, layout: Layout | None) -> Context:
         batch, kept, far = near[0].shape[0], self.keys.shape[1], self.far_places.shape[1]
         past = self.past[:, None] if isinstance(self.past, Tensor) else self.past
         places, new = torch.arange(-kept, 0, device=near[0].device)[None] + past, self.places(count, layout)
@@ -73,13 +74,14 @@ class SelectiveCache(State):
             ended = torch.cat([self.far_places, places.expand(batch, -1)], 1) < 0
             documents = join_documents(-ended.long(), count, layout)
         if not far:
-            return Context(*near, positions, documents, consecutive=self.seen == 0 and layout is None)
+            begins = self.seen == 0 and layout is None
+            return Context(near[0], near[1], positions, documents, consecutive=begins)
         alike = bool((positions == positions[:1]).all())
-        both = (torch.cat(pair, 1) for pair in zip((self.far_keys, self.far_values), near, strict=True))
-        return Context(*both, positions[:1] if alike else positions, documents, consecutive=False)
+        keys, values = torch.cat([self.far_keys, near[0]], 1), torch.cat([self.far_values, near[1]], 1)
+        return Context(keys, values, positions[:1] if alike else positions, documents, consecutive=False)
 
     def _after(
-        self, near: tuple[Tensor, ...], count: int, pattern: Pattern, layout: Layout | None, buffer: Buffer | None
+        self, near: tuple[Tensor, Tensor], count: int, pattern: Pattern, layout: Layout | None, buffer: Buffer | None
     ) -> SelectiveCache:
         (batch, total), device, seen = near[0].shape[:2], near[0].device, self.seen + count
         position = None
@@ -88,9 +90,9 @@ class SelectiveCache(State):
             position = None if bool((position == seen).all()) else position
         lengths = {seen} if position is None else set(position.tolist())
         dropped = total - min(total, max((length - pattern.near(length) for length in lengths), default=0))
-        latest = tuple(x[:, dropped:] for x in near)
+        latest = near[0][:, dropped:], near[1][:, dropped:]
         if buffer is None and not torch.is_grad_enabled() and dropped:
-            latest = tuple(x.clone() for x in latest)  # a view would keep all that was dropped alive
+            latest = latest[0].clone(), latest[1].clone()  # a view would keep all that was dropped alive
         past = torch.tensor([[seen]], device=device) if position is None else position[:, None]
         places = torch.arange(-total, dropped - total, device=device) + past
         places = torch.where(pattern.lasting(places) & (places >= 0), places, -1).expand(batch, -1)
@@ -102,7 +104,7 @@ class SelectiveCache(State):
             far = far[0][:, goes_on], far[1][:, goes_on], old[:, goes_on]
         if len(stays):
             moved = near[0][:, stays], near[1][:, stays], places[:, stays]
-            far = tuple(torch.cat(pair, 1) for pair in zip(far, moved, strict=True))  # type: ignore[assignment]
-        after = SelectiveCache(seen, *latest, *far, position)  # type: ignore[arg-type]
+            far = torch.cat([far[0], moved[0]], 1), torch.cat([far[1], moved[1]], 1), torch.cat([far[2], moved[2]], 1)
+        after = SelectiveCache(seen, latest[0], latest[1], far[0], far[1], far[2], position)
         leave(after, buffer)
         return after

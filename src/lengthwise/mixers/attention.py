@@ -101,6 +101,7 @@ class Attention(SequenceModule):
         if self.position is not None and self.position.has("rotate"):
             places = cache.places(x.shape[1], layout)
             q, k = self.position.rotate(q, k, places, places)
+        after: AttentionCache
         if isinstance(cache, SelectiveCache):
             context, after = cache.extend(k, v, self.pattern, layout)
         else:

@@ -127,7 +127,7 @@ class BlockRecurrent(Segmented):
         if state is None:
             state = self.initial(x)
         elif torch.is_grad_enabled():  # the weights of K_c and V_c are trained too where the states are cut off
-            state = replace(state, **self.bank_seen(state.bank, x.dtype))
+            state = replace(state, **self.bank_seen(state.bank, x.dtype))  # type: ignore[arg-type]
         read = [x.new_zeros(len(x), 0, 2 * self.dim)]
         biases: dict[tuple[int, int], Tensor] = {}
         q, q_cross, k, v = self.proj(self.norm(x)).unflatten(-1, (4, self.heads, -1)).unbind(2)
@@ -145,7 +145,7 @@ class BlockRecurrent(Segmented):
         """The state before the first token."""
         none = x.new_zeros(len(x), 0, self.heads, self.dim // self.heads)
         bank = self.bank.to(state_dtype(x)).expand(len(x), -1, -1)
-        return BlockRecurrentState(bank, keys=none, values=none, **self.bank_seen(bank, x.dtype))
+        return BlockRecurrentState(bank, keys=none, values=none, **self.bank_seen(bank, x.dtype))  # type: ignore[arg-type]
 
     def bias(self, kept: int, count: int) -> Float[Tensor, "1 heads count keys"]:
         """What is added to the logits of new tokens and of the keys before and at them, −∞ beyond the window."""

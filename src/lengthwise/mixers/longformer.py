@@ -104,11 +104,11 @@ class Longformer(Attention):
             if layout is not None and layout.marked is not None and layout.marked.any():
                 raise InputError("global tokens see ahead, which a causal model can't, but the layout marks some")
             return super().forward(x, state, layout)
-        q, k, v = self._turned(*self.project(x), layout)
+        q, k, v = self._turned(self.project(x), layout)
         groups = list(self._groups(x, layout))
         wide = None
         if any(marks for marks, _, _ in groups):
-            wide = self._turned(*(self._global(x, name) for name in "qkv"), layout)
+            wide = self._turned((self._global(x, "q"), self._global(x, "k"), self._global(x, "v")), layout)
         o = torch.zeros_like(q) if layout is not None else None
         for marks, length, places in groups:
             index = None if o is None else _index(places, length, x.device)
@@ -131,8 +131,9 @@ class Longformer(Attention):
         projection = getattr(self, f"global_{name}_proj")
         return projection(x).unflatten(-1, (self.heads if name == "q" else self.kv_heads, self.head_dim))
 
-    def _turned(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys turned to their positions, where these rotate."""
+    def _turned(self, projected: tuple[Tensor, Tensor, Tensor], layout: Layout | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys turned to their positions, where these rotate, and values as they are."""
+        q, k, v = projected
         if self.position is None or not self.position.has("rotate"):
             return q, k, v
         places = torch.arange(q.shape[1], device=q.device)[None] if layout is None else layout.positions
@@ -153,10 +154,10 @@ class Longformer(Attention):
             for begin, end in itertools.pairwise(cuts):
                 if not absent[begin]:
                     marks = {at for at in range(end - begin) if marked[row][begin + at]} | set(first)
-                    own = tuple(sorted(mark for mark in marks if mark < end - begin))
-                    found[own, end - begin].append((row, begin))
-        for (marks, length), places in found.items():
-            yield marks, length, places
+                    inside = tuple(sorted(mark for mark in marks if mark < end - begin))
+                    found[inside, end - begin].append((row, begin))
+        for (own, length), places in found.items():
+            yield own, length, places
 
 
 def _index(places: list[Place], length: int, device: torch.device) -> tuple[Tensor, Tensor]:

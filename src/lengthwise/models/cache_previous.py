@@ -103,7 +103,7 @@ class CachePrevious(Segmented):
         place = length % self.segment
         seen = min(length - place, self.kept) + place
         forgotten = sum(
-            module.state_nbytes(length) - module.state_nbytes(seen)
+            module.state_nbytes(length) - module.state_nbytes(seen)  # type: ignore[operator]
             for module in self.stack.modules()
             if forgets(module)
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,19 +50,18 @@ class Found:
 def reproduce(run: Run) -> Iterator[Figure]:
     """Slots at the beginning of a language that needs no more than the last token, asked for at its end.
 
-    All models have six layers and are trained on every next token. Full attention and two full layers at the bottom are
-    trained with the first two of the seeds, the two others with the first, to finish in minutes. Where full attention
-    isn't at 0.8 after 800 steps, all models are trained for 1600.
+    All models have six layers and are trained on every next token, with the first of the seeds alone: four models of
+    1600 steps take minutes. Where full attention is at 0.8 after 800 steps, all are trained for as many instead.
     """
-    steps = STEPS
-    found = measure(run, steps, 0.0, 1.0)
-    if found["full"].accuracy < 0.8:
-        steps = 2 * STEPS
-        found = measure(run, steps, 0.0, 1.0)
+    seed = run.seeds[0]
+    trial = progress(Run(run.seeds, lambda text, fraction: run.progress(text, 0.1 * fraction)), STEPS)
+    first = examine(train(ARMS["full"], seed, STEPS, trial("full, 800 steps")))
+    steps = STEPS if first.accuracy >= 0.8 else 2 * STEPS
+    found = measure(run, steps, 0.1, 1.0)
     ours, full = found["2 full at the bottom"], found["full"]
-    seeds = run.seeds[:2]
-    over = f"median of {len(seeds)} seeds, {steps} steps" if len(seeds) > 1 else f"seed {seeds[0]}, {steps} steps"
-    yield at_least(f"accuracy with full attention ({over})", full.accuracy, 0.8, note=f"guessing: {TASK.chance:g}")
+    over = f"seed {seed}, {steps} steps"
+    noted = f"{first.accuracy:.3f} after {STEPS} steps; guessing: {TASK.chance:g}"
+    yield at_least(f"accuracy with full attention ({over})", full.accuracy, 0.8, note=noted)
     yield at_least(
         f"accuracy with 2 full layers of {LAYERS} at the bottom, over that ({over})",
         ours.accuracy / full.accuracy,
@@ -84,22 +82,11 @@ def reproduce(run: Run) -> Iterator[Figure]:
 
 
 def measure(run: Run, steps: int, begin: float, end: float) -> dict[str, Found]:
-    """Every arm trained, the medians over its seeds."""
-    jobs = [
-        (name, seed)
-        for seed in run.seeds[:2]
-        for name in ARMS
-        if seed == run.seeds[0] or name in ("full", "2 full at the bottom")
-    ]
+    """Every arm trained with the first seed."""
+    seed = run.seeds[0]
     scaled = Run(run.seeds, lambda text, fraction: run.progress(text, begin + (end - begin) * fraction))
-    on_step = progress(scaled, len(jobs) * steps)
-    found: dict[str, list[Found]] = {name: [] for name in ARMS}
-    for name, seed in jobs:
-        found[name].append(examine(train(ARMS[name], seed, steps, on_step(f"{name}, seed {seed}"))))
-    return {
-        name: Found(statistics.median(f.accuracy for f in many), statistics.median(f.nats for f in many))
-        for name, many in found.items()
-    }
+    on_step = progress(scaled, len(ARMS) * steps)
+    return {name: examine(train(layers, seed, steps, on_step(f"{name}, seed {seed}"))) for name, layers in ARMS.items()}
 
 
 def train(layers: str, seed: int, steps: int = STEPS, on_step: OnStep | None = None) -> LanguageModel:
