@@ -12,12 +12,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lengthwise.models.build import build_pattern
 from lengthwise.systems import SYSTEMS, find_system
 from lengthwise.systems.catalogue import CATALOGUE
 from lengthwise.systems.parts import find_part
 from lengthwise.systems.results import Result, read_result, show_number, show_verdict
-from lengthwise.systems.runner import DRAWN, measured_where, pattern_said, summary, usage
+from lengthwise.systems.runner import DRAWN, measured_where, pattern_of, pattern_said, summary, usage
 from lengthwise.systems.system import System
 
 ROOT = Path(__file__).parent.parent
@@ -132,7 +131,7 @@ def drawn(system: System) -> list[str]:
     if not system.pattern:
         return []
     said = f"`{system.pattern}` shows {pattern_said(system)}. A line for each query, █ where it sees the key:"
-    return ["## Who sees whom", said, f"```text\n{build_pattern(system.pattern).picture(DRAWN)}\n```"]
+    return ["## Who sees whom", said, f"```text\n{pattern_of(system).picture(DRAWN)}\n```"]
 
 
 def examples(text: str) -> list[tuple[str, str]]:

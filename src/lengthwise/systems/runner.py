@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,8 +16,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from lengthwise.errors import InputError
-from lengthwise.models.build import build_pattern
-from lengthwise.ops.patterns import causal, full
 from lengthwise.reports.terminal import console
 from lengthwise.systems import SYSTEMS, find_entry, find_system
 from lengthwise.systems.catalogue import CATALOGUE
@@ -32,6 +30,9 @@ from lengthwise.systems.results import (
     write_result,
 )
 from lengthwise.systems.system import Figure, Run, System
+
+if TYPE_CHECKING:
+    from lengthwise.ops.pattern import Pattern
 
 LINE = 120
 """Characters of a line of code."""
@@ -90,7 +91,7 @@ def show(key: str) -> int:
     out.print(escape(usage(system)), highlight=False, soft_wrap=True)
     if system.pattern:
         out.print(f"\n[bold]pattern[/bold] {escape(system.pattern)}: {pattern_said(system)}\n", soft_wrap=True)
-        out.print(build_pattern(system.pattern).picture(DRAWN), highlight=False, soft_wrap=True)
+        out.print(pattern_of(system).picture(DRAWN), highlight=False, soft_wrap=True)
     result = last_result(key)
     if result is None:
         out.print(f"\nNot measured yet: lengthwise reproduce {key}")
@@ -119,9 +120,18 @@ def usage(system: System) -> str:
     return f'{model}\nlengthwise compare --layers "{system.expression}"'
 
 
+def pattern_of(system: System) -> Pattern:
+    """Who sees whom in a system."""
+    from lengthwise.models.build import build_pattern
+
+    return build_pattern(system.pattern)
+
+
 def pattern_said(system: System) -> str:
     """How much of what a causal or full pattern shows the system's pattern shows, at the length that is drawn."""
-    pattern = build_pattern(system.pattern)
+    from lengthwise.ops.patterns import causal, full
+
+    pattern = pattern_of(system)
     whole = causal() if pattern.causal else full()
     share, field = pattern.entries(DRAWN) / whole.entries(DRAWN), pattern.receptive_field()
     reach = "no limit to how far" if field is None else f"{field} places at most"
