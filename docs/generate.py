@@ -30,6 +30,7 @@ ROOMS = {
     "positions": "How order enters",
     "channels": "Modules that act on each token alone",
     "caches": "What softmax attention keeps between steps",
+    "reducers": "What makes the sequence shorter inside a model",
     "models": "Expressions, blocks and whole models",
     "planning": "What a model costs, and what to choose for it",
     "conversion": "Models of other libraries, both ways",
