@@ -27,13 +27,12 @@ SYSTEM = System(
 
 TASK = SlotText()
 DIM, LAYERS, BLOCK, BATCH = 48, 6, 16, 16
-STEPS = 800
+STEPS = 1600
 FULL = "(attention(heads=4) + mlp)"
 NEAR = f"(attention(heads=4, pattern=blocks({BLOCK}, previous=1)) + mlp)"
 ARMS = {
     "full": f"{LAYERS}*{FULL}",
     "2 full at the bottom": f"2*{FULL} + {LAYERS - 2}*{NEAR}",
-    "2 full at the top": f"{LAYERS - 2}*{NEAR} + 2*{FULL}",
     "blocks alone": f"{LAYERS}*{NEAR}",
 }
 
@@ -50,18 +49,15 @@ class Found:
 def reproduce(run: Run) -> Iterator[Figure]:
     """Slots at the beginning of a language that needs no more than the last token, asked for at its end.
 
-    All models have six layers and are trained on every next token, with the first of the seeds alone: four models of
-    1600 steps take minutes. Where full attention is at 0.8 after 800 steps, all are trained for as many instead.
+    All models have six layers and are trained on every next token for 1600 steps, since full attention wasn't at 0.8
+    after 800 with seeds 0 and 1; with the first of the seeds alone, to finish in minutes, and without full layers at
+    the top.
     """
     seed = run.seeds[0]
-    trial = progress(Run(run.seeds, lambda text, fraction: run.progress(text, 0.1 * fraction)), STEPS)
-    first = examine(train(ARMS["full"], seed, STEPS, trial("full, 800 steps")))
-    steps = STEPS if first.accuracy >= 0.8 else 2 * STEPS
-    found = measure(run, steps, 0.1, 1.0)
+    found = measure(run)
     ours, full = found["2 full at the bottom"], found["full"]
-    over = f"seed {seed}, {steps} steps"
-    noted = f"{first.accuracy:.3f} after {STEPS} steps; guessing: {TASK.chance:g}"
-    yield at_least(f"accuracy with full attention ({over})", full.accuracy, 0.8, note=noted)
+    over = f"seed {seed}, {STEPS} steps"
+    yield at_least(f"accuracy with full attention ({over})", full.accuracy, 0.8, note=f"guessing: {TASK.chance:g}")
     yield at_least(
         f"accuracy with 2 full layers of {LAYERS} at the bottom, over that ({over})",
         ours.accuracy / full.accuracy,
@@ -77,16 +73,13 @@ def reproduce(run: Run) -> Iterator[Figure]:
     noted = f"{ours.nats:.4f} and {full.nats:.4f}; the noise itself has {TASK.entropy:.4f}"
     yield at_most("nats of the noise with 2 full layers, apart from full attention", apart, 0.02, note=noted)
     yield at_most("logits over those of full attention", entries_share(TASK.length), 0.5, claimed="0.25")
-    yield reported("accuracy with 2 full layers at the top", found["2 full at the top"].accuracy)
     yield reported("logits at 24 layers, 4 full, blocks of 1024, 8192 tokens", entries_share(8192, 24, 4, 1024))
 
 
-def measure(run: Run, steps: int, begin: float, end: float) -> dict[str, Found]:
+def measure(run: Run) -> dict[str, Found]:
     """Every arm trained with the first seed."""
-    seed = run.seeds[0]
-    scaled = Run(run.seeds, lambda text, fraction: run.progress(text, begin + (end - begin) * fraction))
-    on_step = progress(scaled, len(ARMS) * steps)
-    return {name: examine(train(layers, seed, steps, on_step(f"{name}, seed {seed}"))) for name, layers in ARMS.items()}
+    seed, on_step = run.seeds[0], progress(run, len(ARMS) * STEPS)
+    return {name: examine(train(layers, seed, STEPS, on_step(f"{name}, seed {seed}"))) for name, layers in ARMS.items()}
 
 
 def train(layers: str, seed: int, steps: int = STEPS, on_step: OnStep | None = None) -> LanguageModel:
