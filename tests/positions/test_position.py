@@ -7,7 +7,7 @@ from lengthwise.errors import InputError
 from lengthwise.positions import POSITIONS, Position
 from lengthwise.positions.position import HOOKS, angles, distances
 
-BUILT = {"learned": {"dim": 8}, "t5": {"heads": 4}}
+BUILT = {"learned": {"dim": 8}, "grid": {"dim": 8}, "t5": {"heads": 4}}
 
 
 def make(name: str) -> Position:
