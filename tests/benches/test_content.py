@@ -21,11 +21,3 @@ def test_a_choice_is_what_a_form_costs_beyond_its_attention():
     assert choice.seconds == 1.0
     assert choice.ratios == {"the work it saves": 4.0}
     assert choice.note == "0.25 of what it saves"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trained", [False, True])
-def test_choosing_costs_less_than_half_of_what_it_saves(trained):
-    for rows in (bench.routing(4096, trained=trained), bench.vcc(4112, trained=trained)):
-        _, choice = rows
-        assert choice.seconds * 2 <= choice.seconds * choice.ratios["the work it saves"]

@@ -43,13 +43,6 @@ def test_rows_of_a_short_training_step(monkeypatch):
     assert "parameters" in row.note
 
 
-@pytest.mark.slow
-def test_a_step_of_transformers_model_takes_longer():
-    pytest.importorskip("transformers")
-    (row,) = models.against_transformers("mamba", 256, layers=1, dim=64)
-    assert row.ratios["transformers"] > 2  # at length 512 it is more than ten times that
-
-
 def test_a_transformer_of_equal_parameters():
     model = LanguageModel(256, models.DIM, "4*mamba", position="none")
     width = models.hidden(model, 2)

@@ -11,18 +11,16 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lengthwise.contract import Layout, SequenceModule
 from lengthwise.errors import InputError
 from lengthwise.measure import interleaved
 from lengthwise.models.build import build
-from lengthwise.models.encoder import Encoder
 from lengthwise.models.stack import Stack
 from lengthwise.models.vcc import Vcc
 from lengthwise.reducers.blocks import Order
-from lengthwise.systems.experiments import OnStep, initialise_by_width, progress
+from lengthwise.systems.experiments import OnStep, Reader, initialise_by_width, progress
 from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
 from lengthwise.tasks.slots import SlotQuestion
 from lengthwise.training.fit import fit
@@ -47,21 +45,11 @@ LAYERS = f"chunked_attention(heads=4, chunk=64) + mlp + 2*({LAYER})"
 LONG, LONG_FINE = 4112, 16
 
 
-class Reader(nn.Module):
-    """An encoder with a linear map to the tokens, read where the question stands."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        position = f"learned(length={TASK.length})"
-        self.encoder = Encoder(TASK.vocab_size, DIM, LAYERS, position=position, norm="layernorm")
-        self.head = nn.Linear(DIM, TASK.vocab_size)
-        initialise_by_width(self)
-
-    def forward(
-        self, tokens: Int[Tensor, "batch length"], layout: Layout
-    ) -> tuple[Float[Tensor, "batch length vocab"], None]:
-        """Logits for each place."""
-        return self.head(self.encoder(tokens, layout=layout)[0]), None
+def reader() -> Reader:
+    """An encoder with fresh weights, read where the question stands."""
+    model = Reader(TASK.vocab_size, DIM, LAYERS, f"learned(length={TASK.length})")
+    initialise_by_width(model)
+    return model
 
 
 @SYSTEM.experiment
@@ -92,7 +80,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     )
     for name, words in {"kept_untrained": "untrained", "kept_trained": "trained"}.items():
         yield reported(f"share of questions whose block is in full in layer 2, {words} ({over})", middle[name])
-    rows = compressed_layers(compressed(Reader())).rows(TASK.length - TASK.places + 1)
+    rows = compressed_layers(compressed(reader())).rows(TASK.length - TASK.places + 1)
     yield at_most(
         "rows of a compressed layer over its tokens", rows / TASK.length, 0.35, note=f"{rows} of {TASK.length}"
     )
@@ -125,7 +113,7 @@ def one_seed(seed: int, on_step: OnStep | None = None) -> dict[str, float]:
 def train_full(seed: int, on_step: OnStep | None = None) -> Reader:
     """The encoder in full, trained once or twice `STEPS` steps."""
     torch.manual_seed(seed)
-    model = Reader()
+    model = reader()
     for start in (0, STEPS):
         batches = LESSONS.batches(BATCH, seed=seed, start=start)
         settings = {"steps": STEPS, "learning_rate": 1e-3, "warmup": min(50, STEPS)}
