@@ -1,8 +1,8 @@
 """How order enters a model: added to the embeddings, rotated into queries and keys, a bias on the logits, or a mask.
 
 What a model knows is handed to a constructor only where it has a parameter of that name and the expression doesn't set
-it: `dim` (the width of the model: `Learned`, `Grid`), `heads` (the number of query heads: `T5`) and `causal` (`T5`). The
-others need nothing: rope() and alibi() and sinusoidal() read the widths off what they are given.
+it: `dim` (the width of the model: `Learned`, `Grid`), `heads` (the number of query heads: `T5`) and `causal` (`T5`).
+The others need nothing: rope() and alibi() and sinusoidal() read the widths off what they are given.
 """
 
 from lengthwise.positions.alibi import ALiBi
