@@ -68,6 +68,8 @@ class Attention(SequenceModule):
         super().__init__()
         self.scale = scale
         self.heads, self.kv_heads, self.head_dim = _head_sizes(dim, heads, kv_heads, head_dim)
+        if position is not None and position.has("rotate"):
+            position.require(self.head_dim)
         self.position = position
         self.causal = causal
         self.pattern = _pattern(causal, window, pattern, position)

@@ -47,6 +47,9 @@ class Position(nn.Module):
         """The embeddings with their positions."""
         return x
 
+    def require(self, head_dim: int) -> None:
+        """Raises InputError where heads of this width can't have this position; the layers ask when they are built."""
+
     def rotate(
         self,
         q: Float[Tensor, "batch queries heads head_dim"],

@@ -68,17 +68,26 @@ class RoPE(Position):
         key_turn = turn if k_positions is q_positions else self.turn(k_positions, k.shape[-1], k.dtype)
         return apply(q, *turn, self.layout), apply(k, *key_turn, self.layout)
 
-    def turn(
-        self, positions: Num[Tensor, "... length"], head_dim: int, dtype: torch.dtype
-    ) -> tuple[Float[Tensor, "... length 1 rotated"], Float[Tensor, "... length 1 rotated"]]:
-        """cos φ for each turned channel of a head, and the ∓ sin φ that its partner comes in with: minus for the first
-        of a pair."""
+    def rotated(self, head_dim: int) -> int:
+        """How many channels of a head are turned. Raises InputError for none and for an odd number."""
         rotated = round(self.fraction * head_dim)
         if rotated % 2 or rotated == 0:
             raise InputError(
                 f"rope turns pairs of channels, got {rotated} of {head_dim} channels (fraction={self.fraction}); "
                 "choose heads of an even width"
             )
+        return rotated
+
+    def require(self, head_dim: int) -> None:
+        """Raises InputError for heads whose turned channels don't come in pairs."""
+        self.rotated(head_dim)
+
+    def turn(
+        self, positions: Num[Tensor, "... length"], head_dim: int, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "... length 1 rotated"], Float[Tensor, "... length 1 rotated"]]:
+        """cos φ for each turned channel of a head, and the ∓ sin φ that its partner comes in with: minus for the first
+        of a pair."""
+        rotated = self.rotated(head_dim)
         phase = angles(positions, rotated, self.base).unsqueeze(-2) / self.scale
         cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
         if self.layout == "half":
