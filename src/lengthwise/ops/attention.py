@@ -17,6 +17,7 @@ None of them is approximate, and none but the small one holds a [queries, keys] 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -113,12 +114,13 @@ def attention(
         return torch.cat([_group(q, k, v, n, parts, bias, more) for n in range(len(parts))], dim=2)
     if form == "torch":
         visibility = aligned(pattern, q.shape[1], k.shape[1], **where, device=q.device)
-        o = whole(q, k, v, visibility, scale) if positions is None and bias is None else None
-        o = written(q, k, v, visibility, bias, scale) if o is None else o
+        consecutive = positions is None
+        o = whole(q, k, v, visibility, scale) if consecutive and bias is None else None
+        o = written(q, k, v, visibility, bias, scale, consecutive) if o is None else o
         if o is not None:
             return o
         if bias is None:
-            return by_structure(q, k, v, visibility, scale, consecutive=positions is None)
+            return by_structure(q, k, v, visibility, scale, consecutive)
     return flash_attention(q, k, v, pattern=pattern, bias=bias, scale=scale, **where)[0]
 
 
@@ -184,13 +186,19 @@ def in_tiles(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scale: flo
 
 
 def written(
-    q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, bias: Bias | None, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visibility: Visibility,
+    bias: Bias | None,
+    scale: float | None,
+    consecutive: bool,
 ) -> Tensor | None:
     """Attention under a mask and a bias that are written out, where they are small, or in parts where no backward pass
     would keep them all; None where they are large."""
     queries, keys = q.shape[1], k.shape[1]
     size = _size(q, k, visibility, bias)
-    if size <= WRITTEN and (bias is not None or not _sparse(visibility)):
+    if size <= WRITTEN and (bias is not None or not _sparse(visibility, consecutive)):
         added = written_bias(bias, queries, keys, q.device)
         return dense(q, k, v, scale, written_mask(visibility, added, q.dtype))
     trained = [q, k, v, *([bias] if isinstance(bias, Tensor) else [])]
@@ -199,12 +207,25 @@ def written(
     return by_rows(q, k, v, visibility, bias, scale, height=max(16, WRITTEN * queries // size))
 
 
-def _sparse(visibility: Visibility) -> bool:
+def _sparse(visibility: Visibility, consecutive: bool) -> bool:
     """Whether a pattern shows so little of a row that it is worth visiting that alone: less than a third of the tiles
     of a row of several."""
     queries, keys = visibility.query_index.shape[1], visibility.key_index.shape[1]
     if queries < 4 * FEW or keys < 4 * FEW or torch.compiler.is_compiling():
         return False
+    if consecutive and visibility.query_documents is None:
+        return _sparse_of(visibility.pattern, queries, keys)
+    return _shows_little(visibility)
+
+
+@functools.lru_cache(maxsize=256)
+def _sparse_of(pattern: Pattern, queries: int, keys: int) -> bool:
+    """The same of a row that is one document, whose queries are the last of its keys. It is kept, since all layers and
+    steps of training ask for the same."""
+    return _shows_little(aligned(pattern, queries, keys))
+
+
+def _shows_little(visibility: Visibility) -> bool:
     some, _ = visibility.verdicts(FEW, FEW)
     return int(some.sum()) * 3 < some.numel()
 
