@@ -134,7 +134,8 @@ class Tiled:
 
     def by_rows(self, mask: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor | None, list[Tensor]]]:
         """What the kernel takes at once of [batch, n, …]: everything where n is 1, else each row of the batch."""
-        mask = None if mask is None else mask.repeat(1, 1, self.groups, 1)
+        if mask is not None and self.groups > 1:
+            mask = mask.repeat(1, 1, self.groups, 1)
         if tensors[0].shape[1] == 1:
             yield mask, [x[:, 0] for x in tensors]
         else:
@@ -178,8 +179,7 @@ def _gradients(tiled: Tiled, scale: float | None, grad: Tensor, o: Tensor, lse: 
         keys = [tiled.keys_of(x, stretch) for x in (tiled.k, tiled.v)]
         shares: list[tuple[Tensor, Tensor]] = []
         for seen, (d_o, own, out, level, place, near, read) in tiled.by_rows(mask, *rows, *keys):
-            folded = (tiled.fold(x) for x in (d_o, own, out, level))
-            d_o, own, out, level = folded
+            d_o, own, out, level = (tiled.fold(x) for x in (d_o, own, out, level))
             share = partial_gradients(d_o, own, near, read, out, level[..., 0], scale=scale, mask=seen)
             (place.copy_ if stretch.begins else place.add_)(tiled.unfold(share[0]))
             shares.append(share[1:])
