@@ -143,7 +143,7 @@ def test_without_what_is_read_of_states_it_is_a_layer_of_windows():
     rows = [heads(rms(row, made.norm), made.proj.weight) for row in x]
     q, _, k, v = (torch.stack(part) for part in zip(*rows, strict=True))
     logits = torch.einsum("bihd,bjhd->bhij", q, k) * made.scales[0].abs()[:, None, None]
-    logits = logits + made.position.bias(place, place, HEADS)
+    logits = logits + made.position.bias(place, place, HEADS).written()
     p = logits.masked_fill((apart < 0) | (apart >= BLOCK), -torch.inf).softmax(-1)
     y = x + torch.einsum("bhij,bjhd->bihd", p, v).flatten(2) @ made.o_proj.weight[:, :DIM].T
     y = y + made.down(F.relu(made.up(made.mlp_norm(y))))

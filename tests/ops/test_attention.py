@@ -9,6 +9,7 @@ from lengthwise.measure import peak_bytes
 from lengthwise.ops import attention as module
 from lengthwise.ops import backend, tiles
 from lengthwise.ops.attention import attention, attention_reference
+from lengthwise.ops.bias import Relative
 from lengthwise.ops.document_attention import group_documents
 from lengthwise.ops.patterns import (
     blocks,
@@ -102,19 +103,19 @@ def test_more_queries_than_keys():
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
-def test_bias_as_tensor_or_function(pattern, room):
+def test_bias_as_tensor_or_known_by_tiles(pattern, room):
     bias = torch.randn(1, 4, 12, 29, dtype=torch.float64, requires_grad=True)
     agree(inputs(12), pattern=pattern, bias=bias, also=[bias])
-    table = torch.randn(4, 29, dtype=torch.float64, requires_grad=True)
-    agree(inputs(12), pattern=pattern, bias=lambda i, j: table[:, (i[:, None] - j) % 29][None], also=[table])
+    table = torch.randn(4, 40, dtype=torch.float64, requires_grad=True)
+    agree(inputs(12), pattern=pattern, bias=Relative(table, 12), also=[table])
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 def test_without_gradients_rows_are_taken_in_parts(pattern, monkeypatch):
     q, k, v = inputs(25)
-    bias = torch.randn(2, 1, 25, 29, dtype=torch.float64)
+    bias, table = torch.randn(2, 1, 25, 29, dtype=torch.float64), torch.randn(4, 53, dtype=torch.float64)
     packed = {"query_documents": DOCUMENTS[:, 4:], "key_documents": DOCUMENTS}
-    for more in ({}, {"bias": bias}, {"bias": lambda i, j: bias[:, :, i - 4][..., j]}, {"bias": bias, **packed}):
+    for more in ({}, {"bias": bias}, {"bias": Relative(table, 25)}, {"bias": bias, **packed}):
         monkeypatch.setattr(module, "WRITTEN", 2**22)
         expected = attention_reference(q, k, v, pattern=pattern, **more)
         monkeypatch.setattr(module, "WRITTEN", 50)

@@ -6,6 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lengthwise.errors import InputError
 from lengthwise.measure import peak_bytes
+from lengthwise.ops.bias import Difference, OfDistance, Product, Relative
 from lengthwise.ops.flash_attention import flash_attention, merge
 from lengthwise.ops.patterns import causal, first, full, window
 from lengthwise.ops.visibility import aligned
@@ -74,20 +75,37 @@ def test_gradients_of_a_bias_that_is_shared(shape):
     )
 
 
-def test_gradients_reach_the_parameters_behind_a_bias_function():
-    table = torch.randn(4, 11, dtype=torch.float64, requires_grad=True)
-    slope = torch.randn(4, 1, 1, dtype=torch.float64, requires_grad=True)
+def biases():
+    """One of every kind, with queries that are the last of the keys, and what each is made of."""
+    torch.manual_seed(1)
+    f, g, table = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 4, 7), (1, 4, 11), (4, 17)))
+    u, w = torch.randn(2, 4, 7, 3, dtype=torch.float64), torch.randn(1, 4, 11, 3, dtype=torch.float64)
+    weight = torch.randn(4, dtype=torch.float64)
+    places = torch.randint(0, 30, (2, 11))
 
-    def function(q, k, v, table, slope):
-        doubled = 2 * table
+    def of(apart, weight):
+        return (apart * 0.3).cos()[:, None] * weight[:, None, None]
 
-        def bias(queries, keys):
-            distance = queries[:, None] - keys
-            return (doubled[:, distance.abs()] - slope * distance)[None]
+    return {
+        "difference": Difference(f, g),
+        "relative": Relative(table, 7),
+        "of distance": OfDistance(of, places[:, 4:], places, 4, (weight,)),
+        "product": Product(u, w),
+    }
 
-        return flash_attention(q, k, v, bias=bias, tile=(4, 4))
 
-    assert torch.autograd.gradcheck(function, (*inputs(), table, slope), fast_mode=True)
+@pytest.mark.parametrize("kind", biases())
+def test_every_kind_of_bias_equals_itself_written_out(kind):
+    bias = biases()[kind]
+    bias = bias.scaled(0.7).over([x.requires_grad_() for x in bias.scaled(0.7).inputs])
+
+    def function(q, k, v, *made_of):
+        return flash_attention(q, k, v, bias=bias.over(made_of), tile=(4, 4))
+
+    arguments = (*inputs(), *bias.inputs)
+    torch.testing.assert_close(function(*arguments), closed_form(*arguments[:3], causal(), bias.written()))
+    assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
+    torch.testing.assert_close(bias.of_heads(slice(1, 3)).written(), bias.written()[:, 1:3])
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)

@@ -8,18 +8,21 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lengthwise.caches.context import Context
 from lengthwise.caches.full import FullCache
 from lengthwise.caches.selective import SelectiveCache
+from lengthwise.caches.sums import add_sums, channels, split_sums
 from lengthwise.caches.windowed import WindowedCache
 from lengthwise.contract import Layout, SequenceModule
 from lengthwise.errors import InputError
 from lengthwise.mixers.heads import check_heads
 from lengthwise.ops.attention import attention
-from lengthwise.ops.flash_attention import Bias
+from lengthwise.ops.bias import Bias
 from lengthwise.ops.pattern import Pattern
 from lengthwise.ops.patterns import causal as up_to_itself
 from lengthwise.ops.patterns import full, window
 from lengthwise.positions.position import Position
+from lengthwise.positions.temperature import Temperature, as_temperature
 
 AttentionCache = FullCache | WindowedCache | SelectiveCache
 """What softmax attention keeps, by its pattern."""
@@ -39,7 +42,8 @@ class Attention(SequenceModule):
     window: sees the token itself and the window − 1 before it, and as many after it where attention isn't causal.
     pattern: narrows further who is seen, as `window(512) | first(4)`.
     position: turns queries and keys, adds b, or narrows the pattern. causal: sees nothing that comes later.
-    scale: what q_i · k_j is multiplied by, 1/√d by default. bias: whether the four linear maps have one.
+    scale: what q_i · k_j is multiplied by, 1/√d by default. temperature: what the whole of a logit is divided by, a
+    number or a law such as `log_scaling(trained=512)`. bias: whether the four linear maps have one.
     depth: the number of residual branches of the model.
     W_q, W_k and W_v begin as N(0, 0.02), W_o as N(0, 0.02 / √depth), biases as 0.
 
@@ -62,11 +66,12 @@ class Attention(SequenceModule):
         position: Position | None = None,
         causal: bool = True,
         scale: float | None = None,
+        temperature: Temperature | float | None = None,
         bias: bool = False,
         depth: int = 1,
     ) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.temperature = scale, as_temperature(temperature)
         self.heads, self.kv_heads, self.head_dim = _head_sizes(dim, heads, kv_heads, head_dim)
         if position is not None and position.has("rotate"):
             position.require(self.head_dim)
@@ -100,22 +105,27 @@ class Attention(SequenceModule):
         """Every token's output, and the cache after them, which is None where attention isn't causal."""
         q, k, v = self.project(x)
         cache = self.empty(k, v) if state is None or not self.causal else state
-        if self.position is not None and self.position.has("rotate"):
+        factor = 1.0
+        if self.temperature is not None or (self.position is not None and self.position.has("rotate")):
             places = cache.places(x.shape[1], layout)
-            q, k = self.position.rotate(q, k, places, places)
+            q, k = (q, k) if self.position is None else self.position.rotate(q, k, places, places)
+            q, factor = self.sharpened(q, places)
+        if self.position is not None and self.position.has("steps"):
+            k = add_sums(k, self.position.steps(x, self.heads), cache.keys, layout)
         after: AttentionCache
         if isinstance(cache, SelectiveCache):
             context, after = cache.extend(k, v, self.pattern, layout)
         else:
             context, after = cache.extend(k, v, layout)
         documents = context.documents
+        keys, bias = self.keys_and_bias(context, x.shape[1])
         o = attention(
             q,
-            context.keys.to(q.dtype),
+            keys.to(q.dtype),
             context.values.to(q.dtype),
             pattern=self.pattern,
-            bias=self.logit_bias(context.positions),
-            scale=self.scale,
+            bias=bias if bias is None or factor == 1 else bias.scaled(factor),
+            scale=(self.head_dim**-0.5 if self.scale is None else self.scale) * factor,
             query_documents=None if documents is None else documents[:, documents.shape[1] - x.shape[1] :],
             key_documents=documents,
             positions=None if context.consecutive else context.positions,
@@ -141,19 +151,33 @@ class Attention(SequenceModule):
             return WindowedCache.empty(self.window, self.first, k, v)
         return FullCache.empty(k, v) if self.keeps_all else SelectiveCache.empty(k, v)
 
-    def logit_bias(self, positions: Tensor) -> Bias | None:
-        """What the position encoding adds to the logits, given the positions of the keys."""
-        encoding = self.position
+    def sharpened(self, q: Tensor, places: Tensor) -> tuple[Tensor, float]:
+        """Queries multiplied by what the temperature makes of each, and what it multiplies all logits by."""
+        if self.temperature is None:
+            return q, 1.0
+        factor = self.temperature.factor(places, self.training)
+        if not isinstance(factor, Tensor):
+            return q, factor
+        if self.position is not None and self.position.has("bias"):
+            raise InputError(
+                f"{type(self.temperature).__name__} is multiplied into the queries, and {type(self.position).__name__} "
+                "adds to the logits; give a temperature that is the same for all, or another position"
+            )
+        return q * factor[..., None, None].to(q.dtype), 1.0
+
+    def keys_and_bias(self, context: Context, count: int) -> tuple[Tensor, Bias | None]:
+        """The keys, and what the position encoding adds to the logits of the last `count` of their tokens."""
+        keys, encoding, sums = context.keys, self.position, None
         if encoding is None or not encoding.has("bias"):
-            return None
-
-        def bias(queries: Tensor, keys: Tensor) -> Tensor:
-            added = encoding.bias(positions[:, queries], positions[:, keys], self.heads)
-            if added is None:
-                raise InputError(f"{type(encoding).__name__} names the hook 'bias' and gives none")
-            return added
-
-        return bias
+            return keys, None
+        if encoding.has("steps"):
+            keys, of_keys = split_sums(keys, self.head_dim, self.heads)
+            sums = of_keys[:, of_keys.shape[1] - count :], of_keys
+        places = context.positions
+        added = encoding.bias(places[:, places.shape[1] - count :], places, self.heads, sums)
+        if added is None:
+            raise InputError(f"{type(encoding).__name__} names the hook 'bias' and gives none")
+        return keys, added
 
     def state_nbytes(self, length: int) -> int:
         """Keys and values of all tokens, or of those that later ones can see, and places of what isn't in a row."""
@@ -165,7 +189,10 @@ class Attention(SequenceModule):
         elif not self.keeps_all:
             near, far = self.pattern.kept(length)
             places = 8 * far
-        return 2 * (near + far) * self.kv_heads * self.head_dim * self.k_proj.weight.element_size() + places
+        weight, more = self.k_proj.weight, 0
+        if self.position is not None and self.position.has("steps"):
+            more = channels(self.heads, self.kv_heads, weight.dtype)
+        return (near + far) * self.kv_heads * (2 * self.head_dim + more) * weight.element_size() + places
 
     def extra_repr(self) -> str:
         """The settings, for printing."""

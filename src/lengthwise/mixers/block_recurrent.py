@@ -152,7 +152,7 @@ class BlockRecurrent(Segmented):
         places = torch.arange(kept + count, device=self.scales.device)
         apart = places[kept:, None] - places
         seen = (apart >= 0) & (apart < self.segment)
-        return self.position.bias(places[kept:], places, self.heads).masked_fill(~seen, -math.inf)
+        return self.position.bias(places[kept:], places, self.heads).written().masked_fill(~seen, -math.inf)
 
     def read(
         self,

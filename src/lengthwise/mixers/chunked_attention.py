@@ -77,7 +77,7 @@ class ChunkedAttention(Attention):
         if self.position is not None and self.position.has("bias"):
             places = torch.arange(self.chunk, device=x.device)
             added = self.position.bias(places, places, self.heads)
-            bias = None if added is None else added[0]
+            bias = None if added is None else added.written()[0]
         o, after = cache.attend(q, k, v, layout, bias=bias, causal=self.causal)
         return self.o_proj(o.flatten(2)), after if self.causal else None
 

@@ -20,6 +20,7 @@ from lengthwise.models.expression import Combine, Expression, Leaf, Repeat, Sum,
 from lengthwise.models.stack import Residual, build_norm
 from lengthwise.ops.patterns import PATTERNS
 from lengthwise.positions import POSITIONS, Position
+from lengthwise.positions.temperature import TEMPERATURES
 
 PARTS: dict[str, type[SequenceModule]] = {**MIXERS, **CHANNELS}
 """Every part that an expression can name."""
@@ -28,6 +29,7 @@ VALUES: dict[str, Mapping[str, Callable[..., Any]]] = {
     "position": POSITIONS,
     "pattern": PATTERNS,
     "state_control": STATE_CONTROLS,
+    "temperature": TEMPERATURES,
 }
 """The tables in which the value of an argument is looked up, by the argument's name."""
 
@@ -76,9 +78,10 @@ class Builder:
         if leaf.name not in known:
             raise self.error(leaf, str(unknown("part", leaf.name, [*known, *self.combinators])))
         constructor = known[leaf.name]
+        shared = self.position is None or "position" not in constructor.inherits
         offered = {
             "causal": self.causal,
-            "position": self.position,
+            "position": self.position if shared else self.position.for_layer(),
             "depth": self.depth,
             "layer": self.built[leaf.name],
             "layers": max(self.total[leaf.name], 1),

@@ -52,6 +52,8 @@ class TokenStack(SequenceModule):
         self.norm = nn.Identity() if self.stack.normed else build_norm(norm, dim)
         self.causal, self.growth, self.receptive_field = causal, self.stack.growth, self.stack.receptive_field
         self.compiles, self.breaks = self.stack.compiles, self.stack.breaks  # type: ignore[misc]
+        every = [module for module in self.modules() if isinstance(module, Position)]
+        self.begun = tuple(p for p in every if type(p).begin_pass is not Position.begin_pass)
 
     def embed(
         self,
@@ -59,7 +61,10 @@ class TokenStack(SequenceModule):
         positions: Int[Tensor, "batch length"] | None,
         types: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch length dim"]:
-        """The embeddings, with their types, all 0 unless given, and their positions where the model adds them."""
+        """The embeddings, with their types, all 0 unless given, and their positions where the model adds them. A pass
+        begins here."""
+        for encoding in self.begun:
+            encoding.begin_pass(self.training)
         x = self.embedding(tokens)
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))

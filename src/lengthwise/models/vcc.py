@@ -230,7 +230,8 @@ def positioned(
     if encoding is None:
         return q, k, None
     q, k = encoding.rotate(q, k, q_positions, k_positions)
-    return q, k, encoding.bias(q_positions, k_positions, part.heads)
+    added = encoding.bias(q_positions, k_positions, part.heads)
+    return q, k, None if added is None else added.written()
 
 
 def attention(

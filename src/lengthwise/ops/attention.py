@@ -18,8 +18,7 @@ None of them is approximate, and none but the small one holds a [queries, keys] 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from functools import partial
+import itertools
 from typing import Any
 
 import torch
@@ -28,9 +27,10 @@ from torch import Tensor
 
 from lengthwise.errors import InputError
 from lengthwise.ops.backend import resolve
-from lengthwise.ops.dense_attention import by_rows, dense, written_bias, written_mask
+from lengthwise.ops.bias import Bias, Written
+from lengthwise.ops.dense_attention import by_rows, dense, written_mask
 from lengthwise.ops.document_attention import document_attention, group_documents
-from lengthwise.ops.flash_attention import Bias, flash_attention
+from lengthwise.ops.flash_attention import flash_attention
 from lengthwise.ops.flex_attention import block_mask, block_mask_of, flex
 from lengthwise.ops.pattern import Pattern, without_documents
 from lengthwise.ops.patterns import causal
@@ -51,7 +51,7 @@ def attention_reference(
     v: Float[Tensor, "batch keys kv_heads value_dim"],
     *,
     pattern: Pattern | None = None,
-    bias: Bias | None = None,
+    bias: Tensor | Bias | None = None,
     scale: float | None = None,
     query_documents: Int[Tensor, "#batch queries"] | None = None,
     key_documents: Int[Tensor, "#batch keys"] | None = None,
@@ -65,8 +65,8 @@ def attention_reference(
     scale = q.shape[3] ** -0.5 if scale is None else scale
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
     logits = torch.einsum("bihd,bjhd->bhij", q * scale, k)
-    added = written_bias(bias, q.shape[1], k.shape[1], q.device)
-    logits = logits if added is None else logits + added
+    if bias is not None:
+        logits = logits + (bias if isinstance(bias, Tensor) else bias.written())
     p = logits.masked_fill(~seen, -torch.inf).softmax(-1).masked_fill(~seen, 0)
     return torch.einsum("bhij,bjhd->bihd", p.to(v.dtype), v)
 
@@ -77,7 +77,7 @@ def attention(
     v: Float[Tensor, "batch keys kv_heads value_dim"],
     *,
     pattern: Pattern | None = None,
-    bias: Bias | None = None,
+    bias: Tensor | Bias | None = None,
     scale: float | None = None,
     query_documents: Int[Tensor, "#batch queries"] | None = None,
     key_documents: Int[Tensor, "#batch keys"] | None = None,
@@ -86,8 +86,8 @@ def attention(
 ) -> Float[Tensor, "batch queries heads value_dim"]:
     """o for every query.
 
-    pattern: who sees whom, causal by default. bias: a tensor [batch or 1, heads or 1, queries, keys], or a function
-    that gives that part of it for which it gets the indices of queries and keys (see `flash_attention.Bias`).
+    pattern: who sees whom, causal by default. bias: a tensor [batch or 1, heads or 1, queries, keys], or a `Bias`,
+    of which no more than a tile is ever written out.
     scale: c, 1/√head_dim by default.
     query_documents, key_documents: numbers of documents, each one run of its row; other documents are hidden.
     positions: the places of the keys in their documents, where keys don't follow each other.
@@ -98,6 +98,7 @@ def attention(
     if q.shape[2] % k.shape[2]:
         raise InputError(f"kv_heads must divide heads: got kv_heads={k.shape[2]} and heads={q.shape[2]}")
     pattern = causal() if pattern is None else pattern
+    bias = Written(bias) if isinstance(bias, Tensor) else bias
     parts = pattern.heads
     if q.shape[2] % len(parts):
         raise InputError(f"{len(parts)} patterns must divide the heads, got {q.shape[2]} heads")
@@ -111,7 +112,7 @@ def attention(
         return attention_reference(q, k, v, pattern=pattern, bias=bias, scale=scale, **where)
     if len(parts) > 1:
         more: dict[str, Any] = {"scale": scale, "backend": form, **where}
-        return torch.cat([_group(q, k, v, n, parts, bias, more) for n in range(len(parts))], dim=2)
+        return torch.cat([_group(q, k, v, own, one, bias, more) for own, one in _alike(parts, q.shape[2])], dim=2)
     if form == "torch":
         visibility = aligned(pattern, q.shape[1], k.shape[1], **where, device=q.device)
         consecutive = positions is None
@@ -124,27 +125,30 @@ def attention(
     return flash_attention(q, k, v, pattern=pattern, bias=bias, scale=scale, **where)[0]
 
 
+def _alike(patterns: tuple[Pattern, ...], heads: int) -> list[tuple[slice, Pattern]]:
+    """Runs of neighbouring heads that see alike, and what they see."""
+    size, found = heads // len(patterns), []
+    for pattern, run in itertools.groupby(range(len(patterns)), key=patterns.__getitem__):
+        numbers = list(run)
+        found.append((slice(numbers[0] * size, (numbers[-1] + 1) * size), pattern))
+    return found
+
+
 def _group(
-    q: Tensor, k: Tensor, v: Tensor, number: int, patterns: tuple[Pattern, ...], bias: Bias | None, more: dict[str, Any]
+    q: Tensor, k: Tensor, v: Tensor, own: slice, pattern: Pattern, bias: Bias | None, more: dict[str, Any]
 ) -> Tensor:
-    """Attention of one group of heads, by its own pattern."""
-    groups, size = q.shape[2] // k.shape[2], q.shape[2] // len(patterns)
-    begin = number * size
-    own = slice(begin, begin + size)
-    shared: slice | list[int] = slice(begin // groups, (begin + size) // groups)
-    if size % groups:  # a group of query heads ends inside those that share keys
-        shared = [head // groups for head in range(begin, begin + size)]
-    if isinstance(bias, Tensor):
-        bias = bias[:, own] if bias.shape[1] > 1 else bias
-    elif bias is not None:
-        bias = partial(_heads_of, bias, own)
-    return attention(q[:, :, own], k[:, :, shared], v[:, :, shared], pattern=patterns[number], bias=bias, **more)
-
-
-def _heads_of(bias: Callable[[Tensor, Tensor], Tensor], heads: slice, queries: Tensor, keys: Tensor) -> Tensor:
-    """The part of a bias function for some of the heads."""
-    added = bias(queries, keys)
-    return added[:, heads] if added.shape[1] > 1 else added
+    """Attention of one group of heads, by its own pattern. Keys that no query of theirs sees are left out."""
+    groups = q.shape[2] // k.shape[2]
+    shared: slice | list[int] = slice(own.start // groups, own.stop // groups)
+    if own.start % groups or own.stop % groups:  # a group of query heads ends inside those that share keys
+        shared = [head // groups for head in range(own.start, own.stop)]
+    bias = None if bias is None else bias.of_heads(own)
+    band = pattern.band
+    if bias is None and more["positions"] is None and band is not None and band[0] is not None and not band[2]:
+        near = slice(max(0, k.shape[1] - q.shape[1] - band[0]), None)
+        k, v, documents = k[:, near], v[:, near], more["key_documents"]
+        more = {**more, "key_documents": None if documents is None else documents[:, near]}
+    return attention(q[:, :, own], k[:, :, shared], v[:, :, shared], pattern=pattern, bias=bias, **more)
 
 
 def whole(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scale: float | None) -> Tensor | None:
@@ -199,10 +203,9 @@ def written(
     queries, keys = q.shape[1], k.shape[1]
     size = _size(q, k, visibility, bias)
     if size <= WRITTEN and (bias is not None or not _sparse(visibility, consecutive)):
-        added = written_bias(bias, queries, keys, q.device)
+        added = None if bias is None else bias.written()
         return dense(q, k, v, scale, written_mask(visibility, added, q.dtype))
-    trained = [q, k, v, *([bias] if isinstance(bias, Tensor) else [])]
-    if bias is None or (torch.is_grad_enabled() and (any(t.requires_grad for t in trained) or callable(bias))):
+    if bias is None or (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *bias.inputs))):
         return None
     return by_rows(q, k, v, visibility, bias, scale, height=max(16, WRITTEN * queries // size))
 
@@ -233,8 +236,6 @@ def _shows_little(visibility: Visibility) -> bool:
 def _size(q: Tensor, k: Tensor, visibility: Visibility, bias: Bias | None = None) -> int:
     """How many numbers the mask and bias of a call have."""
     rows, heads = visibility.rows, 1
-    if isinstance(bias, Tensor):
+    if bias is not None:
         rows, heads = max(rows, bias.shape[0]), bias.shape[1]
-    elif bias is not None:
-        heads = q.shape[2]
     return rows * heads * q.shape[1] * k.shape[1]

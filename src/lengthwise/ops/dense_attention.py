@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lengthwise.ops.flash_attention import Bias
+from lengthwise.ops.bias import Bias
 from lengthwise.ops.visibility import Visibility
 
 
@@ -45,13 +45,6 @@ def dense(
     return o.transpose(1, 2)
 
 
-def written_bias(bias: Bias | None, queries: int, keys: int, device: torch.device) -> Tensor | None:
-    """The whole of a bias as a tensor."""
-    if bias is None or isinstance(bias, Tensor):
-        return bias
-    return bias(torch.arange(keys - queries, keys, device=device), torch.arange(keys, device=device))
-
-
 def written_mask(visibility: Visibility, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """What `dense` takes as its mask: who is seen, and the bias where there is one."""
     seen = visibility.mask()[:, None]
@@ -77,12 +70,7 @@ def by_rows(
         seen = [column for column, full in enumerate(line) if full is not False]
         columns = slice(min(seen) * width, min((max(seen) + 1) * width, keys)) if seen else slice(0, 0)
         mask = visibility.mask(rows, columns)[:, None]
-        if isinstance(bias, Tensor):
-            added = bias if bias.shape[2] == 1 else bias[:, :, rows]
-            added = added if added.shape[3] == 1 else added[..., columns]
-        elif bias is not None:
-            at = torch.arange(keys, device=q.device)
-            added = bias(at[keys - queries :][rows], at[columns])
-        mask = mask if bias is None else added.to(q.dtype).masked_fill(~mask, -torch.inf)
+        if bias is not None:
+            mask = bias.tile(rows, columns).to(q.dtype).masked_fill(~mask, -torch.inf)
         parts.append(dense(q[:, rows], k[:, columns], v[:, columns], scale, mask))
     return torch.cat(parts, dim=1)

@@ -18,7 +18,7 @@ Dao 2023, arXiv 2307.08691.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lengthwise.errors import InputError
+from lengthwise.ops.bias import Bias, Written
 from lengthwise.ops.pattern import Pattern
 from lengthwise.ops.patterns import causal
 from lengthwise.ops.visibility import Visibility, aligned
-
-Bias = Tensor | Callable[[Tensor, Tensor], Tensor]
-"""What is added to the scaled logits, [batch or 1, heads or 1, queries, keys]: a tensor, or a function that gives the
-part for the queries and keys of the given indices, where the queries are counted as the last of the keys."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Tiling:
     """
 
     visibility: Visibility
-    bias: Callable[[Tensor, Tensor], Tensor] | None
+    bias: Bias | None
     scale: float
     height: int
     width: int
@@ -66,21 +63,12 @@ class Tiling:
             for i, line in zip(across, seen, strict=True)
         ]
 
-    def indices(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """The indices of queries and keys of a tile, the queries counted as the last of the keys."""
-        queries, keys = self.visibility.query_index.shape[1], self.visibility.key_index.shape[1]
-        device, shift = self.visibility.key_index.device, keys - queries
-        return (
-            torch.arange(rows.start + shift, rows.stop + shift, device=device),
-            torch.arange(columns.start, columns.stop, device=device),
-        )
-
     def logits(self, q: Tensor, k: Tensor, rows: slice, columns: slice, masked: bool) -> Tensor:
         """S of one tile, [batch · kv_heads, groups · rows, columns]; q already carries the scale."""
         scores = torch.bmm(q, k[:, columns].mT)
         by_head = scores.view(self.batch, -1, self.groups, rows.stop - rows.start, columns.stop - columns.start)
         if self.bias is not None:
-            by_head += self.grouped(self.bias(*self.indices(rows, columns)))
+            by_head += self.grouped(self.bias.tile(rows, columns))
         if masked:
             by_head.masked_fill_(~self.visibility.mask(rows, columns)[:, None, None], -torch.inf)
         return scores
@@ -88,11 +76,6 @@ class Tiling:
     def grouped(self, bias: Tensor) -> Tensor:
         """A bias [b, heads or 1, queries, keys] with its heads divided by key-value head."""
         return bias.unsqueeze(1) if bias.shape[1] == 1 else bias.unflatten(1, (-1, self.groups))
-
-    def ungrouped(self, gradient: Tensor, rows: slice, columns: slice, shape: Sequence[int]) -> Tensor:
-        """The gradient of the logits of a tile, summed to the shape of the bias that was added."""
-        by_head = gradient.view(self.batch, -1, rows.stop - rows.start, columns.stop - columns.start)
-        return by_head.sum_to_size(shape)
 
 
 def stack(x: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
@@ -108,11 +91,11 @@ def unstack(x: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
 
 
 class FlashAttention(torch.autograd.Function):
-    """The tiled forward and backward pass. `leaves` are the parameters that a bias function depends on."""
+    """The tiled forward and backward pass. `inputs` are those of the bias."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, tiling: Tiling, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *leaves: Tensor
+        ctx: Any, tiling: Tiling, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
         """O and LSE."""
         batch, queries, kv_heads = q.shape[0], q.shape[1], k.shape[2]
@@ -127,14 +110,14 @@ class FlashAttention(torch.autograd.Function):
                 o[:, :, rows], lse[:, :, rows] = (t.unflatten(1, (tiling.groups, -1)) for t in part)
             output, lse = unstack(o, batch, q.dtype), unstack(lse, batch, dtype).squeeze(-1)
         ctx.tiling = tiling
-        ctx.save_for_backward(q, k, v, bias, output, lse, *leaves)
+        ctx.save_for_backward(q, k, v, output, lse, *inputs)
         return output, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_o: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """The gradients of q, k, v, of the bias and of what the bias depends on."""
-        q, k, v, bias, output, lse, *leaves = ctx.saved_tensors
+        """The gradients of q, k, v, and of what the bias is made of."""
+        q, k, v, output, lse, *inputs = ctx.saved_tensors
         tiling: Tiling = ctx.tiling
         batch, kv_heads, dtype = q.shape[0], k.shape[2], lse.dtype
         with torch.autocast(q.device.type, enabled=False):
@@ -145,8 +128,8 @@ class FlashAttention(torch.autograd.Function):
             empty = level == -torch.inf
             delta, level = delta.masked_fill(empty, 0), level.masked_fill(empty, torch.inf)
             d_q, d_k, d_v = torch.empty_like(stacked), torch.zeros_like(keys), torch.zeros_like(values)
-            d_bias = None if bias is None or not ctx.needs_input_grad[4] else torch.zeros_like(bias, dtype=dtype)
-            d_leaves = [torch.zeros_like(leaf) for leaf in leaves]
+            learned = any(ctx.needs_input_grad[4:])
+            d_inputs = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, dtype)) for x in inputs]
             for rows, tiles in tiling.rows():
                 q_tile, do_tile, delta_tile, level_tile = (
                     t[:, :, rows].flatten(1, 2) for t in (stacked, d_o, delta, level)
@@ -159,14 +142,12 @@ class FlashAttention(torch.autograd.Function):
                     d_s = torch.bmm(do_tile, values[:, columns].mT).sub_(delta_tile).mul_(p)
                     dq_tile.baddbmm_(d_s, keys[:, columns])
                     d_k[:, columns].baddbmm_(d_s.mT, q_tile)
-                    if d_bias is not None:
-                        place = _place(d_bias, rows, columns)
-                        place += tiling.ungrouped(d_s, rows, columns, place.shape)
-                    if leaves:
-                        _add_bias_gradients(tiling, d_s, rows, columns, leaves, d_leaves)
+                    if learned:
+                        by_head = d_s.view(batch, -1, rows.stop - rows.start, columns.stop - columns.start)
+                        tiling.bias.add_gradients(d_inputs, by_head, rows, columns)
                 d_q[:, :, rows] = dq_tile.mul_(tiling.scale).unflatten(1, (tiling.groups, -1))
             gradients = (unstack(d_q, batch, q.dtype), *(unstack(t[:, None], batch, k.dtype) for t in (d_k, d_v)))
-        return None, *gradients, None if d_bias is None else d_bias.to(bias.dtype), *d_leaves
+        return None, *gradients, *(d.to(x.dtype) for d, x in zip(d_inputs, inputs, strict=True))
 
 
 def accumulate(
@@ -195,7 +176,7 @@ def flash_attention(
     v: Float[Tensor, "batch keys kv_heads value_dim"],
     *,
     pattern: Pattern | None = None,
-    bias: Bias | None = None,
+    bias: Tensor | Bias | None = None,
     scale: float | None = None,
     query_documents: Int[Tensor, "#batch queries"] | None = None,
     key_documents: Int[Tensor, "#batch keys"] | None = None,
@@ -205,7 +186,7 @@ def flash_attention(
     """O and LSE (natural logarithm, scale and bias included), both differentiable, for any pattern and bias.
 
     pattern: causal by default; queries are the last of the keys. scale: 1/√head_dim by default.
-    bias: see `Bias`; a tensor's gradient and those of the parameters behind a function are exact.
+    bias: a tensor or a `Bias`; the gradients of what it is made of are exact.
     query_documents, key_documents: keys of other documents are hidden. positions: see `patterns.aligned`.
     tile: queries and keys of a tile. Sums are kept in float32, or float64 where the input is.
     """
@@ -218,10 +199,12 @@ def flash_attention(
     visibility = aligned(
         causal() if pattern is None else pattern, queries, keys, query_documents, key_documents, positions, q.device
     )
-    tensor, function, leaves = _bias_parts(bias, queries, keys, q.device)
+    added = _checked(bias, queries, keys)
+    inputs = () if added is None else added.inputs
+    tiled = None if added is None else added.over([x.detach() for x in inputs])
     scale = head_dim**-0.5 if scale is None else scale
-    tiling = Tiling(visibility, function, scale, *tile, batch, heads // kv_heads)
-    return FlashAttention.apply(tiling, q, k, v, tensor, *leaves)
+    tiling = Tiling(visibility, tiled, scale, *tile, batch, heads // kv_heads)
+    return FlashAttention.apply(tiling, q, k, v, *inputs)
 
 
 def merge(
@@ -244,64 +227,12 @@ def merge(
     return o, highest + total.log()
 
 
-def _bias_parts(
-    bias: Bias | None, queries: int, keys: int, device: torch.device
-) -> tuple[Tensor | None, Callable[[Tensor, Tensor], Tensor] | None, list[Tensor]]:
-    """A bias as (tensor, function of a tile's indices, parameters behind the function)."""
+def _checked(bias: Tensor | Bias | None, queries: int, keys: int) -> Bias | None:
+    """The bias as such, where its sizes fit."""
     if bias is None:
-        return None, None, []
-    if isinstance(bias, Tensor):
-        for size, full, name in ((bias.shape[2], queries, "queries"), (bias.shape[3], keys, "keys")):
-            if size not in (1, full):
-                raise InputError(f"bias must have {full} {name} or 1, got shape {tuple(bias.shape)}")
-        shift = keys - queries
-        values = bias.detach()
-
-        def part(rows: Tensor, columns: Tensor) -> Tensor:
-            across = slice(int(rows[0]) - shift, int(rows[-1]) - shift + 1)
-            return _place(values, across, slice(int(columns[0]), int(columns[-1]) + 1))
-
-        return bias, part, []
-    leaves: list[Tensor] = []
-    if torch.is_grad_enabled() and queries and keys:
-        probe = bias(*(torch.zeros(1, dtype=torch.long, device=device) + at for at in (max(keys - queries, 0), 0)))
-        leaves = list(_leaves(probe))
-    return None, bias, leaves
-
-
-def _leaves(tensor: Tensor) -> list[Tensor]:
-    """The leaves of the graph that a tensor was computed from, which are what gradients are wanted of."""
-    found: dict[int, Tensor] = {}
-    ahead = [tensor.grad_fn] if tensor.grad_fn is not None else []
-    seen = set(ahead)
-    while ahead:
-        node = ahead.pop()
-        if hasattr(node, "variable"):
-            found[id(node.variable)] = node.variable
-        following = {parent for parent, _ in node.next_functions if parent is not None} - seen
-        seen |= following
-        ahead.extend(following)
-    if tensor.grad_fn is None and tensor.requires_grad:
-        found[id(tensor)] = tensor
-    return list(found.values())
-
-
-def _add_bias_gradients(
-    tiling: Tiling, d_s: Tensor, rows: slice, columns: slice, leaves: list[Tensor], d_leaves: list[Tensor]
-) -> None:
-    """Add the gradients that one tile of the bias function passes to its parameters."""
-    assert tiling.bias is not None
-    with torch.enable_grad():
-        bias = tiling.bias(*tiling.indices(rows, columns))
-    gradient = tiling.ungrouped(d_s, rows, columns, bias.shape).to(bias.dtype)
-    parts = torch.autograd.grad(bias, leaves, gradient, retain_graph=True, allow_unused=True)
-    for total, part in zip(d_leaves, parts, strict=True):
-        if part is not None:
-            total += part
-
-
-def _place(bias: Tensor, rows: slice, columns: slice) -> Tensor:
-    """The part of a bias tensor that is added to a tile, where a dimension of 1 serves all."""
-    if bias.shape[2] > 1:
-        bias = bias[:, :, rows]
-    return bias[..., columns] if bias.shape[3] > 1 else bias
+        return None
+    bias = Written(bias) if isinstance(bias, Tensor) else bias
+    for size, full, name in ((bias.shape[2], queries, "queries"), (bias.shape[3], keys, "keys")):
+        if size not in (1, full):
+            raise InputError(f"bias must have {full} {name} or 1, got shape {tuple(bias.shape)}")
+    return bias

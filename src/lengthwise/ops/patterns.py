@@ -10,12 +10,13 @@ With query place i and key place j in their document, and distance δ = i − j:
     global_tokens(g, …)  i or j is one of them       documents()             keys of the query's own document
 
     per_head(p, …)       heads in as many groups, each with a pattern of its own
+    hard_alibi(h, m)     head a of the first m: 0 ≤ δ ≤ a; the others: δ ≥ 0
 
 A pattern is kept in one normal form, a union of terms each of which is an intersection of `conditions`. An operation
 executes the terms without building the matrix; `Pattern.mask` is the dense definition that it must equal.
 
 Strided and fixed patterns: Child et al. 2019, arXiv 1904.10509. Windows, dilated windows and global tokens: Beltagy et
-al. 2020, arXiv 2004.05150.
+al. 2020, arXiv 2004.05150. Hard-ALiBi: Jelassi et al. 2024, arXiv 2402.01032.
 """
 
 from __future__ import annotations
@@ -119,6 +120,24 @@ def documents() -> Pattern:
     return Pattern((Term(documents=True),))
 
 
+def hard_alibi(heads: int, masked: int | None = None) -> Pattern:
+    """Hard-ALiBi: masked head a = 0, 1, … sees the query's own place and the a before it, and the heads after the
+    `masked` ones see all of the past.
+
+    So the first heads tell which tokens stand right here, and the others find where they stood before: order without
+    positions. Half of the heads are masked by default. For attention with `heads` heads; one with a multiple of them
+    gives each pattern to as many neighbours. Where any head sees all, the cache keeps all tokens for all heads.
+
+    Raises InputError for less than one head, and for more masked heads than there are.
+    """
+    masked = heads // 2 if masked is None else masked
+    require_at_least(1, heads=heads)
+    require_at_least(0, masked=masked)
+    if masked > heads:
+        raise InputError(f"{masked} masked heads are more than the {heads} that there are")
+    return per_head(*(window(head + 1) if head < masked else causal() for head in range(heads)))
+
+
 PATTERNS: dict[str, Callable[..., Pattern]] = {
     "full": full,
     "causal": causal,
@@ -133,6 +152,7 @@ PATTERNS: dict[str, Callable[..., Pattern]] = {
     "queries_at": queries_at,
     "documents": documents,
     "per_head": per_head,
+    "hard_alibi": hard_alibi,
 }
 """The patterns by the names that expressions use."""
 

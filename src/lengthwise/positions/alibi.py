@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from lengthwise.positions.position import Hook, Position, distances
+from lengthwise.ops.bias import Bias, relative
+from lengthwise.positions.position import Hook, Position
 
 
 class ALiBi(Position):
@@ -25,12 +27,20 @@ class ALiBi(Position):
     hooks: ClassVar[tuple[Hook, ...]] = ("bias",)
 
     def bias(
-        self, q_positions: Num[Tensor, "... queries"], k_positions: Num[Tensor, "... keys"], heads: int
-    ) -> Float[Tensor, "batch_or_1 heads queries keys"]:
+        self,
+        q_positions: Num[Tensor, "... queries"],
+        k_positions: Num[Tensor, "... keys"],
+        heads: int,
+        sums: tuple[Tensor, Tensor] | None = None,  # noqa: ARG002
+    ) -> Bias:
         """−m_h times the distance."""
-        distance = distances(q_positions, k_positions).abs()
-        distance = distance if distance.dtype == torch.float64 else distance.float()
-        return distance.unsqueeze(1) * -slopes(heads).to(distance).view(-1, 1, 1)
+        return relative(partial(penalty, heads=heads), q_positions, k_positions, heads)
+
+
+def penalty(distance: Num[Tensor, "rows queries keys"], heads: int) -> Float[Tensor, "rows heads queries keys"]:
+    """−m_h |d| for every head."""
+    distance = distance.abs() if distance.dtype == torch.float64 else distance.abs().float()
+    return distance.unsqueeze(1) * -slopes(heads).to(distance).view(-1, 1, 1)
 
 
 def slopes(heads: int) -> Float[Tensor, " heads"]:

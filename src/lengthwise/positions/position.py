@@ -1,9 +1,10 @@
-"""What a position encoding is: up to four hooks through which order enters attention."""
+"""What a position encoding is: up to five hooks through which order enters attention."""
 
 # ruff: noqa: ARG002 - the hooks are declared here for subclasses to write
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar, Literal
 
 import torch
@@ -11,12 +12,13 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from lengthwise.errors import unknown
+from lengthwise.ops.bias import Bias
 from lengthwise.ops.pattern import Pattern
 
-Hook = Literal["embed", "rotate", "bias", "pattern"]
+Hook = Literal["embed", "rotate", "bias", "pattern", "steps"]
 """A place where order can enter."""
 
-HOOKS: tuple[Hook, ...] = ("embed", "rotate", "bias", "pattern")
+HOOKS: tuple[Hook, ...] = ("embed", "rotate", "bias", "pattern", "steps")
 
 
 class Position(nn.Module):
@@ -26,14 +28,19 @@ class Position(nn.Module):
         rotate    q_i, k_j ← R(p_i) q_i, R(p_j) k_j     in every layer, after the split into heads, before the cache
         bias      q_i · k_j + b_h(p_i, p_j)             added to the scaled logits of every layer, before the softmax
         pattern   who may see whom                      combined with the pattern of the attention by `&`
+        steps     C_i = C_{i−1} + s(x_i)                sums that run along with the keys, for `bias` to read
 
-    A hook that isn't named changes nothing, so a caller may call all four; `has` tells it which are worth calling.
+    A hook that isn't named changes nothing, so a caller may call them all; `has` tells it which are worth calling.
     Positions are counted inside the document, from 0, as integers or floats: [length] for all rows, or [batch, length].
     A cache keeps keys as `rotate` left them, and their positions. Nothing else of a position may be baked into it,
     since a bias may depend on the position of the query too. The positions of padding mean nothing.
+
+    A model passes one object down to all its layers, which share its parameters. With `per_layer` every layer gets a
+    copy with parameters of its own instead: `for_layer`.
     """
 
     hooks: ClassVar[tuple[Hook, ...]] = ()
+    per_layer: ClassVar[bool] = False
 
     def has(self, hook: str) -> bool:
         """Whether this encoding uses the hook. Raises InputError for a name that is no hook."""
@@ -61,14 +68,40 @@ class Position(nn.Module):
         return q, k
 
     def bias(
-        self, q_positions: Num[Tensor, "... queries"], k_positions: Num[Tensor, "... keys"], heads: int
-    ) -> Float[Tensor, "batch_or_1 heads queries keys"] | None:
-        """What is added to the logits, in float32 or wider; None adds nothing. `heads` counts query heads."""
+        self,
+        q_positions: Num[Tensor, "... queries"],
+        k_positions: Num[Tensor, "... keys"],
+        heads: int,
+        sums: tuple[Tensor, Tensor] | None = None,
+    ) -> Bias | None:
+        """What is added to the logits, in float32 or wider; None adds nothing. `heads` counts query heads.
+
+        sums: C of the queries and of the keys, [batch, queries, heads] and [batch, keys, heads], for an encoding that
+        has the hook `steps`.
+        """
         return None
+
+    def steps(self, x: Float[Tensor, "batch length dim"], heads: int) -> Float[Tensor, "batch length heads"]:
+        """s(x_i): what each token, as the attention layer reads it, adds to the sum of each head."""
+        raise NotImplementedError(f"{type(self).__name__} has no steps")
 
     def pattern(self) -> Pattern | None:
         """What narrows who is seen; None narrows nothing."""
         return None
+
+    def begin_pass(self, training: bool) -> None:
+        """Called by a model once before its layers, for what all of them share in one pass."""
+
+    def for_layer(self) -> Position:
+        """What an attention layer uses of a position that its model passes down."""
+        if not self.per_layer:
+            return self
+        own = copy.deepcopy(self)
+        own.reset_parameters()
+        return own
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
 
 
 def distances(q_positions: Num[Tensor, "... queries"], k_positions: Num[Tensor, "... keys"]) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lengthwise.errors import InputError
-from lengthwise.positions.position import Hook, Position, distances
+from lengthwise.ops.bias import Bias, relative
+from lengthwise.positions.position import Hook, Position
 
 
 class T5(Position):
@@ -49,15 +50,25 @@ class T5(Position):
         self.weight = nn.Parameter(torch.randn(buckets, heads) * 0.02)
 
     def bias(
-        self, q_positions: Num[Tensor, "... queries"], k_positions: Num[Tensor, "... keys"], heads: int
-    ) -> Float[Tensor, "batch_or_1 heads queries keys"]:
+        self,
+        q_positions: Num[Tensor, "... queries"],
+        k_positions: Num[Tensor, "... keys"],
+        heads: int,
+        sums: tuple[Tensor, Tensor] | None = None,  # noqa: ARG002
+    ) -> Bias:
         """The bias of the bucket that each distance falls into."""
         if heads != self.heads:
             raise InputError(
                 f"t5 has biases for {self.heads} heads, the attention has {heads}; write t5(heads={heads})"
             )
-        index = bucket(distances(q_positions, k_positions), self.buckets, self.max_distance, causal=self.causal)
-        return functional.embedding(index, self.weight).movedim(-1, 1)
+        return relative(self.of, q_positions, k_positions, heads, (self.weight,))
+
+    def of(
+        self, distance: Num[Tensor, "rows queries keys"], weight: Float[Tensor, "buckets heads"]
+    ) -> Float[Tensor, "rows heads queries keys"]:
+        """The bias at each distance."""
+        index = bucket(distance, self.buckets, self.max_distance, causal=self.causal)
+        return functional.embedding(index, weight).movedim(-1, 1)
 
     def extra_repr(self) -> str:
         """The settings, for printing."""
