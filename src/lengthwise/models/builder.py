@@ -78,15 +78,16 @@ class Builder:
         if leaf.name not in known:
             raise self.error(leaf, str(unknown("part", leaf.name, [*known, *self.combinators])))
         constructor = known[leaf.name]
-        shared = self.position is None or "position" not in constructor.inherits
         offered = {
             "causal": self.causal,
-            "position": self.position if shared else self.position.for_layer(),
+            "position": self.position,
             "depth": self.depth,
             "layer": self.built[leaf.name],
             "layers": max(self.total[leaf.name], 1),
         }
         inherited = {name: offered[name] for name in constructor.inherits}
+        if inherited.get("position") is not None:
+            inherited["position"] = inherited["position"].for_layer()
         module = self.call(leaf, constructor, {"dim": self.dim, **inherited})
         self.built[leaf.name] += 1
         if not self.causal and module.causal and module.receptive_field != 1:
