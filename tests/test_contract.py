@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lengthwise.contract import Layout
+from lengthwise.errors import InputError
 
 
 def test_a_layout_from_where_documents_begin():
@@ -50,3 +51,20 @@ def test_marking_again_replaces_the_marks():
     assert again.marked.equal(~MARKED)
     assert layout.marked.equal(MARKED)
     assert again.documents.equal(layout.documents)
+
+
+@pytest.mark.parametrize(
+    ("positions", "documents", "message"),
+    [
+        ([[0, -1]], [[0, 0]], "count from 0, got -1 for token 1 of row 0"),
+        ([[0, 1, 2], [4, 5, 5]], [[0, 0, 0], [1, 1, 1]], "token 2 of row 1 is at position 5 after 5"),
+        ([[0, 2]], [[3, 3]], "position 2 after 0"),
+    ],
+)
+def test_positions_that_cannot_be_are_refused(positions, documents, message):
+    with pytest.raises(InputError, match=message):
+        Layout(torch.tensor(positions), torch.tensor(documents))
+
+
+def test_padding_may_have_any_position_and_documents_may_go_on_or_begin_anew():
+    Layout(torch.tensor([[-7, 9, 0, 1, 5, 0, 1]]), torch.tensor([[-1, -1, 0, 0, 1, 1, 1]]))

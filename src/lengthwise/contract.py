@@ -111,11 +111,36 @@ class Layout:
     position 0; a first token with another position goes on with the document of the state. Padding is a document
     that nobody reads: each padding token stands alone, and what it gives means nothing. Since a padding token ends
     the document before it, pad on the left to go on from the state afterwards.
+
+    Raises InputError for positions below 0, and for those that don't go on by one inside a document.
     """
 
     positions: Int[Tensor, "batch length"]
     documents: Int[Tensor, "batch length"]
     marked: Bool[Tensor, "batch length"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.positions.shape != self.documents.shape:
+            shapes = tuple(self.positions.shape), tuple(self.documents.shape)
+            raise InputError(f"a layout has a position and a document for each token, got shapes {shapes}")
+        if not torch.compiler.is_compiling():
+            self._check_positions()
+
+    def _check_positions(self) -> None:
+        wrong = (self.positions < 0) & ~self.padding
+        step = self.positions.diff(dim=1) != 1
+        wrong[:, 1:] |= step & ~self.starts[:, 1:]
+        if not wrong.any():
+            return
+        row, place = wrong.nonzero()[0].tolist()
+        found = int(self.positions[row, place])
+        if found < 0:
+            raise InputError(f"positions count from 0, got {found} for token {place} of row {row}")
+        before = int(self.positions[row, place - 1])
+        raise InputError(
+            f"token {place} of row {row} is at position {found} after {before}: inside a document positions go on by "
+            "one, and a new document begins at 0 or has another number"
+        )
 
     @staticmethod
     def packed(lengths: Sequence[Sequence[int]], device: Any = None) -> Layout:
@@ -200,8 +225,11 @@ class Layout:
         return dataclasses.replace(self, marked=marked)
 
     def _each(self, fn: Callable[[Tensor], Tensor]) -> Layout:
-        """The layout with `fn` applied to each of its tensors."""
-        return Layout(fn(self.positions), fn(self.documents), None if self.marked is None else fn(self.marked))
+        """The layout with `fn`, which leaves neighbours together, applied to each of its tensors."""
+        layout = object.__new__(Layout)  # what was checked isn't checked again: that reads values back from the device
+        for name, tensor in (("positions", self.positions), ("documents", self.documents), ("marked", self.marked)):
+            object.__setattr__(layout, name, None if tensor is None else fn(tensor))
+        return layout
 
 
 class SequenceModule(nn.Module):
