@@ -15,7 +15,9 @@ from lengthwise.systems.experiments import (
     nll_of,
     parameters,
     progress,
+    rise,
     train_bytes,
+    train_each,
     validation_windows,
     variants,
 )
@@ -128,6 +130,24 @@ def test_variants_are_averaged_over_seeds_and_report_their_progress():
 
     assert variants(run, {"a": job(0), "b": job(10)}, (1, 2), steps=2) == {"a": 1.5, "b": 11.5}
     assert fractions == [n / 8 for n in range(1, 9)]
+
+
+def test_every_kind_is_trained_with_every_seed():
+    fractions = []
+    run = Run(progress=lambda text, fraction: fractions.append(fraction))
+    kinds = {"a": {"position": "rope", **TINY}, "b": {"position": "alibi", **TINY}}
+    models = train_each(run, kinds, (1, 2), steps=2)
+    assert fractions == [n / 8 for n in range(1, 9)]
+    again = train_bytes(position="alibi", seed=2, steps=2, **TINY)
+    for name, weight in models["b"][1].state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+
+
+def test_a_rise_is_counted_from_the_trained_length():
+    model = train_bytes(position="rope", steps=0, **TINY)
+    assert rise(model, 64) == 0
+    assert rise(model, 128) == nll(model, 128) - nll(model, 64)
+    assert rise(model, 600, trained=32) == nll(model, 600, longest=600) - nll(model, 32, longest=600)
 
 
 def test_the_harness_is_the_one_of_the_sheets():

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
 from lengthwise.tasks import TASKS
-from lengthwise.tasks.addition import EQUALS, HINT, PLUS, Addition
 from lengthwise.tasks.copying import Copying, DelayedCopying, SelectiveCopying
 from lengthwise.tasks.cue import Cue
 from lengthwise.tasks.listops import NAMES, OPERATORS, ListOps
@@ -245,37 +244,6 @@ def test_cue_stands_anywhere_but_where_it_is_asked_for(answered):
     assert places == ({1, 2, 3, 4} if answered == "first" else {0, 1, 2, 3})
 
 
-def number(tokens, order):
-    digits = [t for t in tokens if t < 10]
-    return int("".join(map(str, digits if order == "standard" else digits[::-1])))
-
-
-@pytest.mark.parametrize("order", ["standard", "reversed"])
-@pytest.mark.parametrize("hints", [0, 20])
-def test_addition_adds(order, hints):
-    task = Addition(order=order, hints=hints, length=41)
-    example = task.batch(50, seed=0)
-    lengths = set()
-    for tokens, targets, mask in zip(example.tokens.tolist(), example.targets.tolist(), example.mask, strict=True):
-        text = [*tokens, targets[-1]]
-        plus, equals = text.index(PLUS), text.index(EQUALS)
-        begin = max(i for i in range(plus) if text[i] == 12) + 1 if 12 in text else 0
-        a, b, c = text[begin:plus], text[plus + 1 : equals], text[equals + 1 :]
-        assert number(a, order) + number(b, order) == number(c, order)
-        assert [t for t, m in zip(targets, mask, strict=True) if m] == [t for t in c if t < 10]
-        lengths.add(len(a))
-        if hints:
-            assert [t for t in a if t >= HINT] == [t for t in b if t >= HINT]
-            assert {t for t in a if t >= HINT} < {t for t in c if t >= HINT}
-    assert len(lengths) == task.digits_in(41)
-
-
-@given(digits=st.integers(1, 30), hints=st.sampled_from([0, 40]))
-def test_addition_length_and_digits_agree(digits, hints):
-    task = Addition(hints=hints)
-    assert task.digits_in(task.length_of(digits)) == digits == task.digits_in(task.length_of(digits + 1) - 1)
-
-
 def evaluate(text):
     """The value of an expression by a stack of its own."""
     stack = [[]]
@@ -317,7 +285,6 @@ def test_impossible_sizes_are_refused():
         (lambda: DelayedCopying().batch(1, length=15), "at least 16"),
         (lambda: Cue(cues=1), "cues"),
         (lambda: Cue(answered="middle"), "middle"),
-        (lambda: Addition(hints=3, length=60).batch(2), "hints"),
         (lambda: ListOps(depth=1, arguments=2).batch(1, length=40), "nested 1 deep"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -26,10 +26,11 @@ def channels(heads: int, kv_heads: int, dtype: torch.dtype) -> int:
 def add_sums(
     keys: Float[Tensor, "batch new kv_heads head_dim"],
     steps: Float[Tensor, "batch new heads"],
-    past: Float[Tensor, "batch past kv_heads more"],
+    past: Float[Tensor, "batch past kv_heads _"],
     layout: Layout | None,
 ) -> Float[Tensor, "batch new kv_heads more"]:
-    """New keys with their sums behind their channels. past: what the cache keeps, of which the last is the latest."""
+    """New keys with their sums behind their channels. past: what the cache keeps, of which the last is the latest, or
+    nothing where all begins."""
     kv_heads, head_dim = keys.shape[2:]
     sums = steps.double().cumsum(1)
     before = -split_sums(past[:, -1:], head_dim, steps.shape[2])[1].double() if past.shape[1] else sums[:, :1] * 0

@@ -1,5 +1,6 @@
 """Modules that act on each token alone."""
 
+from lengthwise.channels.geglu import GeGLU
 from lengthwise.channels.mlp import MLP
 from lengthwise.channels.norm import LayerNorm, RMSNorm
 from lengthwise.channels.rrwkv import RRWKVChannels
@@ -12,6 +13,7 @@ from lengthwise.contract import SequenceModule
 CHANNELS: dict[str, type[SequenceModule]] = {
     "mlp": MLP,
     "swiglu": SwiGLU,
+    "geglu": GeGLU,
     "layernorm": LayerNorm,
     "rmsnorm": RMSNorm,
     "timestep_norm": TimestepNorm,

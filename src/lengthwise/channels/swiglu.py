@@ -49,7 +49,11 @@ class SwiGLU(SequenceModule):
     ) -> tuple[Float[Tensor, "batch length dim"], StateTree]:
         """The output of each token; there is no state."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(functional.silu(gate) * up), None
+        return self.down(self.activate(gate) * up), None
+
+    def activate(self, gate: Float[Tensor, "batch length hidden"]) -> Float[Tensor, "batch length hidden"]:
+        """silu."""
+        return functional.silu(gate)
 
     def state_nbytes(self, length: int) -> int:  # noqa: ARG002
         """Nothing is kept."""

@@ -4,6 +4,7 @@ from lengthwise.contract import SequenceModule
 from lengthwise.mixers.attention import Attention
 from lengthwise.mixers.block_recurrent import BlockRecurrent
 from lengthwise.mixers.chunked_attention import ChunkedAttention
+from lengthwise.mixers.coca_attention import CoCAAttention
 from lengthwise.mixers.combiner import Combiner
 from lengthwise.mixers.deltanet import DeltaNet
 from lengthwise.mixers.dilated_attention import DilatedAttention
@@ -27,6 +28,7 @@ from lengthwise.mixers.tcn import TCN
 MIXERS: dict[str, type[SequenceModule]] = {
     "attention": Attention,
     "chunked_attention": ChunkedAttention,
+    "coca_attention": CoCAAttention,
     "block_recurrent": BlockRecurrent,
     "dilated_attention": DilatedAttention,
     "combiner": Combiner,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -48,8 +48,9 @@ class Attention(SequenceModule):
     W_q, W_k and W_v begin as N(0, 0.02), W_o as N(0, 0.02 / √depth), biases as 0.
 
     State: `FullCache`, 2 L g d numbers; `WindowedCache` where the pattern is a window with at most first keys beside
-    it; `SelectiveCache` where it shows only some of the past in another way, as blocks or fixed places. Raises
-    InputError for heads that don't divide, and windows of less than one token.
+    it; `SelectiveCache` where it shows only some of the past in another way, as blocks or fixed places. A position that
+    sums steps keeps h sums beside the keys of each token, and always those of the latest. Raises InputError for heads
+    that don't divide, and windows of less than one token.
     """
 
     inherits: ClassVar[tuple[str, ...]] = ("causal", "position", "depth")
@@ -80,9 +81,12 @@ class Attention(SequenceModule):
         self.pattern = _pattern(causal, window, pattern, position)
         if self.heads % len(self.pattern.heads):
             raise InputError(f"{len(self.pattern.heads)} patterns must divide the heads, got {self.heads} heads")
-        self.window, self.first = _kept(self.pattern) if causal else (None, 0)
-        self.keeps_all = not causal or self.pattern.lasts
+        self.remembered = _remembered(self.pattern, position)
+        self.window, self.first = _kept(self.remembered) if causal else (None, 0)
+        self.keeps_all = not causal or self.remembered.lasts
         self.compiles = self.keeps_all or self.window is not None  # type: ignore[misc]  # else values tell what is kept
+        if position is not None and position.has("steps") and (self.pattern.band is None or self.pattern.band[2]):
+            self.breaks = {"pattern": "sums of steps pass over tokens that aren't seen"}  # type: ignore[misc]
         self.growth = "window" if causal and self.pattern.bounded else "linear"
         self.chunk = None if self.keeps_all else self.pattern.period
         self.receptive_field = self.pattern.receptive_field() if causal else None
@@ -104,7 +108,8 @@ class Attention(SequenceModule):
     ) -> tuple[Float[Tensor, "batch length dim"], AttentionCache | None]:
         """Every token's output, and the cache after them, which is None where attention isn't causal."""
         q, k, v = self.project(x)
-        cache = self.empty(k, v) if state is None or not self.causal else state
+        begun = state if self.causal else None
+        cache = self.empty(k, v) if begun is None else begun
         factor = 1.0
         if self.temperature is not None or (self.position is not None and self.position.has("rotate")):
             places = cache.places(x.shape[1], layout)
@@ -112,14 +117,15 @@ class Attention(SequenceModule):
             q, factor = self.sharpened(q, places)
         if self.position is not None and self.position.has("steps"):
             k = add_sums(k, self.position.steps(x, self.heads), cache.keys, layout)
+            cache = self.empty(k, v) if begun is None else begun
         after: AttentionCache
         if isinstance(cache, SelectiveCache):
-            context, after = cache.extend(k, v, self.pattern, layout)
+            context, after = cache.extend(k, v, self.remembered, layout)
         else:
             context, after = cache.extend(k, v, layout)
         documents = context.documents
         keys, bias = self.keys_and_bias(context, x.shape[1])
-        o = attention(
+        o = self.attend(
             q,
             keys.to(q.dtype),
             context.values.to(q.dtype),
@@ -131,6 +137,10 @@ class Attention(SequenceModule):
             positions=None if context.consecutive else context.positions,
         )
         return self.o_proj(o.flatten(2)), after if self.causal else None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        """What queries read of keys and values: `ops.attention`. To watch a layer, put a function in its place."""
+        return attention(q, k, v, **how)
 
     def project(
         self, x: Float[Tensor, "batch length dim"]
@@ -155,14 +165,14 @@ class Attention(SequenceModule):
         """Queries multiplied by what the temperature makes of each, and what it multiplies all logits by."""
         if self.temperature is None:
             return q, 1.0
-        factor = self.temperature.factor(places, self.training)
-        if not isinstance(factor, Tensor):
-            return q, factor
-        if self.position is not None and self.position.has("bias"):
+        if self.temperature.varies and self.position is not None and self.position.has("bias"):
             raise InputError(
                 f"{type(self.temperature).__name__} is multiplied into the queries, and {type(self.position).__name__} "
                 "adds to the logits; give a temperature that is the same for all, or another position"
             )
+        factor = self.temperature.factor(places, self.training)
+        if not isinstance(factor, Tensor):
+            return q, factor
         return q * factor[..., None, None].to(q.dtype), 1.0
 
     def keys_and_bias(self, context: Context, count: int) -> tuple[Tensor, Bias | None]:
@@ -187,7 +197,7 @@ class Attention(SequenceModule):
         if self.window is not None:
             near, far = min(length, self.window - 1), min(length, self.first)
         elif not self.keeps_all:
-            near, far = self.pattern.kept(length)
+            near, far = self.remembered.kept(length)
             places = 8 * far
         weight, more = self.k_proj.weight, 0
         if self.position is not None and self.position.has("steps"):
@@ -221,6 +231,11 @@ def _pattern(causal: bool, size: int | None, pattern: Pattern | None, position: 
     for further in (pattern, encoded):
         narrowed = narrowed if further is None else narrowed & further
     return narrowed
+
+
+def _remembered(pattern: Pattern, position: Position | None) -> Pattern:
+    """What shows all keys that have to be kept: with sums that run along, the latest one too, where they go on."""
+    return pattern | window(2) if position is not None and position.has("steps") else pattern
 
 
 def _kept(pattern: Pattern) -> tuple[int | None, int]:

@@ -47,6 +47,8 @@ class ChunkedAttention(Attention):
             raise InputError(f"chunk must be at least 1 token, got {chunk}")
         if position is not None and position.has("pattern"):
             raise InputError(f"{type(position).__name__} narrows who is seen, which chunks already do; use rope or t5")
+        if position is not None and position.has("steps"):
+            raise InputError(f"{type(position).__name__} reads sums of all tokens, which chunks don't carry; use alibi")
         super().__init__(
             dim,
             heads=heads,

@@ -11,7 +11,6 @@ from lengthwise.caches.source import SourceCache
 from lengthwise.contract import Layout
 from lengthwise.errors import InputError
 from lengthwise.mixers.attention import Attention
-from lengthwise.ops.attention import attention
 from lengthwise.ops.patterns import full
 
 
@@ -23,7 +22,7 @@ class CrossAttention(Attention):
     A token reads the source alone, and none of the decoded tokens; with several documents in a row, the source of its
     own document. Where that source has no token o is 0, and y the bias of W_o. Costs O(S) for a decoded token.
 
-    heads, kv_heads, head_dim, bias, depth: as in `attention`, initial values too.
+    heads, kv_heads, head_dim, scale, bias, depth: as in `attention`, initial values too.
 
     `begin(source, layout)` gives the state to start from. State: `SourceCache`, 2 S kv_heads head_dim numbers that no
     decoded token adds to, and S + 1 numbers more where the source has padding or several documents.
@@ -39,10 +38,11 @@ class CrossAttention(Attention):
         heads: int | None = None,
         kv_heads: int | None = None,
         head_dim: int | None = None,
+        scale: float | None = None,
         bias: bool = False,
         depth: int = 1,
     ) -> None:
-        super().__init__(dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim, bias=bias, depth=depth)
+        super().__init__(dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale, bias=bias, depth=depth)
         self.pattern = full()
         self.growth = "constant"
         self.receptive_field = 1
@@ -66,11 +66,13 @@ class CrossAttention(Attention):
             raise InputError("cross_attention has no source to read; start from the state that encode(source) gives")
         q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim))
         documents, after = state.read(x.shape[1], layout)
-        o = attention(
+        q, factor = self.sharpened(q, q.new_zeros(1, x.shape[1]))
+        o = self.attend(
             q,
             state.keys.to(q.dtype),
             state.values.to(q.dtype),
             pattern=self.pattern,
+            scale=(self.head_dim**-0.5 if self.scale is None else self.scale) * factor,
             query_documents=documents,
             key_documents=None if documents is None else state.documents,
         )

@@ -86,12 +86,27 @@ def build(
     return module
 
 
-def build_position(expression: str, dim: int, causal: bool = True) -> Position:
-    """The position encoding that an expression such as `rope(base=10000)` names."""
+def build_position(expression: str, dim: int, causal: bool = True, heads: int | None = None) -> Position:
+    """The position encoding that an expression such as `rope(base=10000)` names. heads: of the attention it is for."""
     tree = parse(expression)
     if not isinstance(tree, Leaf):
         raise InputError(f'a position is a single name, as "rope" or "learned(length=512)", got {expression!r}')
-    return Builder(expression, dim, causal).value("position", tree)
+    return Builder(expression, dim, causal).value("position", tree, heads)
+
+
+def heads_of(layers: str) -> int | None:
+    """The number of heads that all parts of an expression which have any agree on, None where they don't."""
+
+    def found(tree: Expression) -> set[int]:
+        if isinstance(tree, Sum):
+            return set().union(*map(found, tree.terms))
+        if isinstance(tree, Repeat):
+            return found(tree.body)
+        own = {value for name, value in tree.kwargs if name == "heads" and isinstance(value, int)}
+        return own.union(*(found(arg) for arg in tree.args if isinstance(arg, Expression)))
+
+    heads = found(parse(layers))
+    return heads.pop() if len(heads) == 1 else None
 
 
 def build_pattern(expression: str) -> Pattern:

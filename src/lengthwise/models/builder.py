@@ -103,13 +103,14 @@ class Builder:
         """
         accepted = inspect.signature(constructor).parameters
         named = {name: value for name, value in settings.items() if name in accepted}
+        heads = dict(leaf.kwargs).get("heads", settings.get("heads"))
         for name, value in leaf.kwargs:
             if name not in accepted or name in PASSED_DOWN:
                 names = [n for n in accepted if n not in PASSED_DOWN]
                 raise self.error(leaf, f"{leaf.name}: {unknown('argument', name, names)}")
-            named[name] = self.value(name, value, dict(leaf.kwargs).get("heads"))
+            named[name] = self.value(name, value, heads)
         try:
-            return constructor(*(self.value(table or leaf.name, value) for value in leaf.args), **named)
+            return constructor(*(self.value(table or leaf.name, value, heads) for value in leaf.args), **named)
         except (InputError, TypeError) as mistake:
             raise self.error(leaf, f"{leaf.name}: {mistake}") from mistake
 
@@ -119,7 +120,7 @@ class Builder:
         What is looked up is told the width, the direction and the number of heads, where it asks for them.
         """
         if isinstance(value, Combine):
-            left, right = self.value(name, value.left), self.value(name, value.right)
+            left, right = self.value(name, value.left, heads), self.value(name, value.right, heads)
             return left & right if value.operator == "&" else left | right
         if not isinstance(value, Leaf):
             return value

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lengthwise.contract import SequenceModule
 from lengthwise.errors import InputError
-from lengthwise.models.build import Settings, build_position, build_stack
+from lengthwise.models.build import Settings, build_position, build_stack, heads_of
 from lengthwise.models.stack import build_norm
+from lengthwise.models.tokenizer import Tokenizer
 from lengthwise.positions import Position
 
 
@@ -23,7 +24,11 @@ class TokenStack(SequenceModule):
     then the branches, then the norm, unless the layers end with one of their own.
     Every other position is passed down to the attention layers, which share it. E starts from N(0, 1): a smaller start
     drowns a token's own embedding in what mixers with PyTorch's initial weights add to it; so does T.
+
+    tokenizer: the one that the model was trained with, kept in its folder; None for tokens that are bytes or no text.
     """
+
+    tokenizer: Tokenizer | None = None
 
     def __init__(
         self,
@@ -42,7 +47,7 @@ class TokenStack(SequenceModule):
         if types < 0:
             raise InputError(f"types must be at least 0, got {types}")
         self.vocab_size, self.dim = vocab_size, dim
-        encoding = build_position(position, dim, causal)
+        encoding = build_position(position, dim, causal, heads_of(layers))
         self.position: Position | None = encoding if encoding.has("embed") else None
         self.stack = build_stack(
             layers, dim, Settings(causal, None if encoding.has("embed") else encoding, norm, parts)

@@ -15,6 +15,7 @@ from lengthwise.models.embedding import model_config
 from lengthwise.models.encoder import Encoder
 from lengthwise.models.language_model import LanguageModel, LanguageModelState
 from lengthwise.models.saving import save_model
+from lengthwise.models.tokenizer import Tokenizer
 
 
 class EncoderDecoder(SequenceModule):
@@ -25,8 +26,8 @@ class EncoderDecoder(SequenceModule):
     encoder: an expression as Encoder's; every kind of layer that reads both ways stands there. decoder: one as
     LanguageModel's, in which `cross_attention` stands beside all other parts. vocab_size: of source and target;
     source_vocab_size: of the source, where it has its own. position: as LanguageModel's; source_position: that of the
-    encoder, where it differs. dim, norm: of both. tie: one matrix is the output matrix and the embedding of source and
-    target.
+    encoder, where it differs. dim, norm: of both. shared: one matrix is the embedding of source and target. tie: it
+    is the output matrix too.
 
         state = model.encode(source, source_layout)           once for each source
         logits, state = model(tokens, state, layout)          from there on as a LanguageModel
@@ -37,8 +38,11 @@ class EncoderDecoder(SequenceModule):
     read a source that is one document. A source of no token gives 0 for what attention reads of it.
 
     `model.answering(source)` is the decoder with a source that doesn't change, as a module of its own.
+    tokenizer: the one that the model was trained with, kept in its folder; None for tokens that are bytes or no text.
     Vaswani et al. 2017, arXiv 1706.03762.
     """
+
+    tokenizer: Tokenizer | None = None
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class EncoderDecoder(SequenceModule):
         position: str = "rope",
         norm: str = "rmsnorm",
         tie: bool = False,
+        shared: bool = False,
         source_vocab_size: int | None = None,
         source_position: str | None = None,
         parts: Mapping[str, type[SequenceModule]] | None = None,
@@ -56,8 +61,9 @@ class EncoderDecoder(SequenceModule):
         config = model_config(locals())
         super().__init__()
         self.config, self.vocab_size, self.dim = config, vocab_size, dim
-        if tie and source_vocab_size not in (None, vocab_size):
-            raise InputError(f"tie needs one vocabulary, got vocab_size={vocab_size} and {source_vocab_size=}")
+        if (tie or shared) and source_vocab_size not in (None, vocab_size):
+            what = "tie" if tie else "shared"
+            raise InputError(f"{what} needs one vocabulary, got vocab_size={vocab_size} and {source_vocab_size=}")
         self.encoder = Encoder(
             source_vocab_size or vocab_size, dim, encoder, source_position or position, norm, parts=parts
         )
@@ -71,7 +77,7 @@ class EncoderDecoder(SequenceModule):
             raise InputError(
                 f"cross_attention stands inside of a combinator that doesn't hand it the source: {decoder}"
             )
-        if tie:
+        if tie or shared:
             self.encoder.embedding.weight = self.decoder.embedding.weight
         self.growth, self.receptive_field = self.decoder.growth, self.decoder.receptive_field
         self.compiles = self.encoder.compiles and self.decoder.compiles  # type: ignore[misc]

@@ -31,11 +31,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "w") as file:
-            json.dump(value, file, indent=2)
-            file.write("\n")
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -57,7 +61,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

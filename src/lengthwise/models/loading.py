@@ -16,6 +16,7 @@ from lengthwise.models.files import read_json, read_tensors
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.models.masked_language_model import MaskedLanguageModel
 from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights
+from lengthwise.models.tokenizer import Tokenizer
 
 MODELS: dict[str, type[nn.Module]] = {
     "LanguageModel": LanguageModel,
@@ -51,4 +52,5 @@ def load(path: str | Path, parts: Mapping[str, type[SequenceModule]] | None = No
     model = build_model(read_json(folder / CONFIG), parts)
     tensors, _ = read_tensors(folder / WEIGHTS)
     load_weights(model, tensors, folder / WEIGHTS)
+    model.tokenizer = Tokenizer.beside(folder)  # type: ignore[assignment]
     return model

@@ -58,7 +58,7 @@ def contexts(layer: SequenceModule) -> tuple[AbstractContextManager, AbstractCon
     and afterwards those that it has by then, and what its parts left for the loss."""
     read: list[Tensor] = []
     holders = [(part, name) for part in layer.modules() for name, _ in part.named_buffers(recurse=False)]
-    parts = [part for part in layer.modules() if isinstance(part, SequenceModule)]
+    parts = [part for part in layer.modules() if hasattr(part, "auxiliary")]
 
     @contextmanager
     def first() -> Iterator[None]:

@@ -32,7 +32,15 @@ def save_model(model: nn.Module, path: str | Path) -> None:
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, own_tensors(model))
+    save_tokenizer(model, folder)
     write_json(folder / CONFIG, {"model": type(model).__name__, "config": model.config})
+
+
+def save_tokenizer(model: nn.Module, folder: Path) -> None:
+    """Write a model's tokenizer to its folder, where it has one."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None:
+        tokenizer.save(folder)
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:

@@ -9,17 +9,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lengthwise.contract import Growth, Layout, SequenceModule, StateTree
-from lengthwise.errors import unknown
+from lengthwise.errors import InputError, unknown
+from lengthwise.models.expression import Leaf, parse
 
 NORMS: dict[str, type[nn.Module]] = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
 """The norms by the names that models use."""
 
 
+EPS = 1e-5
+"""What a norm adds to the mean square or the variance, unless it is told another number."""
+
+
 def build_norm(name: str, dim: int) -> nn.Module:
-    """A norm over the width, with eps 1e-5."""
-    if name not in NORMS:
+    """A norm over the width: "rmsnorm", "layernorm", or with an eps of its own, as "rmsnorm(eps=1e-6)".
+
+    Raises InputError for an unknown norm and for an eps that isn't a number above 0.
+    """
+    tree = parse(name)
+    if not isinstance(tree, Leaf) or tree.name not in NORMS:
         raise unknown("norm", name, NORMS)
-    return NORMS[name](dim, eps=1e-5)
+    given = dict(tree.kwargs)
+    eps = given.pop("eps", EPS)
+    if tree.args or given or isinstance(eps, bool) or not isinstance(eps, int | float) or eps <= 0:
+        raise InputError(f"a norm takes eps, a number above 0, as rmsnorm(eps=1e-6), got {name}")
+    return NORMS[tree.name](dim, eps=eps)
 
 
 class Residual(SequenceModule):

@@ -27,18 +27,22 @@ LN_2 = math.log(2)
 
 _EXACT = {"contract", "nsz"}
 _SUMS = {"contract", "nsz", "reassoc"}
+_MAXIMA = {"contract", "nsz", "nnan"}
 
 
-def kernel(function: Callable[..., Any] | None = None, *, entry: bool = False, sums: bool = False) -> Any:
+def kernel(
+    function: Callable[..., Any] | None = None, *, entry: bool = False, sums: bool = False, maxima: bool = False
+) -> Any:
     """Decorator: compiled without Python's lock; fused multiply-adds are allowed.
 
     entry: called from Python, and kept on disk between runs; else inlined into the kernel that calls it.
-    sums: sums may be reordered, so that one over channels is made of vectors.
+    sums: sums may be reordered, so that one over channels is made of vectors. maxima: no number is taken to be NaN, so
+    that a maximum is.
     """
     if function is None:
-        return partial(kernel, entry=entry, sums=sums)
+        return partial(kernel, entry=entry, sums=sums, maxima=maxima)
     plain = inspect.unwrap(function)  # the tests wrap every function of the package to check its annotations
-    fastmath = _SUMS if sums else _EXACT
+    fastmath = _SUMS if sums else _MAXIMA if maxima else _EXACT
     return njit(nogil=True, error_model="numpy", fastmath=fastmath, cache=entry, forceinline=not entry)(plain)
 
 

@@ -33,14 +33,15 @@ class Position(nn.Module):
     A hook that isn't named changes nothing, so a caller may call them all; `has` tells it which are worth calling.
     Positions are counted inside the document, from 0, as integers or floats: [length] for all rows, or [batch, length].
     A cache keeps keys as `rotate` left them, and their positions. Nothing else of a position may be baked into it,
-    since a bias may depend on the position of the query too. The positions of padding mean nothing.
+    since a bias may depend on the position of the query too. The positions of padding mean nothing. An encoding with
+    `steps` has `bias` too, so whatever has no room for a bias refuses both.
 
-    A model passes one object down to all its layers, which share its parameters. With `per_layer` every layer gets a
-    copy with parameters of its own instead: `for_layer`.
+    A model passes one object down to all its layers, which share its parameters. With `per_layer`, which a class or an
+    object may set, every layer gets a copy with parameters of its own instead: `for_layer`.
     """
 
     hooks: ClassVar[tuple[Hook, ...]] = ()
-    per_layer: ClassVar[bool] = False
+    per_layer: bool = False
 
     def has(self, hook: str) -> bool:
         """Whether this encoding uses the hook. Raises InputError for a name that is no hook."""

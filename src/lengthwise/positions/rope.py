@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Num
@@ -15,10 +16,14 @@ LAYOUTS = ("half", "interleaved")
 """Which channels make a pair: (i, i + D/2), or (2i, 2i + 1)."""
 
 
+FEW = 64
+"""Positions up to which a table is kept for the next layer: for more it costs little beside turning by it."""
+
+
 class RoPE(Position):
     """Rotary positions: each pair of channels of q and k is turned by an angle proportional to the position.
 
-        θ_i = base^(−2i/D)      φ = (p / scale) · θ_i      i = 0 .. D/2 − 1
+        θ_i = base^(−2i/D)      φ = p · θ_i / scale      i = 0 .. D/2 − 1
         (a, b) ← (a cos φ − b sin φ, a sin φ + b cos φ)
 
     so that ⟨R_m q, R_n k⟩ = qᵀ R_{n−m} k depends on positions through their difference alone. Lengths of vectors stay
@@ -30,9 +35,15 @@ class RoPE(Position):
         GPT-J). They differ by a permutation of the rows of W_q and W_k: `permute_rows`.
     scale: position interpolation (Chen et al. 2023, arXiv 2306.15595); 4 squeezes four times the length into the
         trained range.
+    trained: L, the length that a model was trained on, for the interpolation by parts of Llama 3.1 (Grattafiori et al.
+        2024, arXiv 2407.21783): pairs that turn often within L keep their θ, since they tell near tokens apart. With
+        n_i = L θ_i / 2π turns, φ = p · θ_i · (m_i + (1 − m_i) / scale), m_i = (n_i − slow) / (fast − slow) held
+        between 0 and 1. None interpolates all pairs alike.
+    slow, fast: turns within L up to which θ is divided by the whole scale, and from which on it is kept.
 
-    Angles are computed in float64; cosine and sine are then rounded to the dtype of q. Raises InputError where the
-    number of turned channels is odd or zero.
+    Angles are computed in float64; cosine and sine are then rounded to the dtype of q. The table of a few tokens is
+    kept for the next layer, which mostly asks for the same. Raises InputError where the number of turned channels is
+    odd or zero.
 
     Su et al. 2021, arXiv 2104.09864.
     """
@@ -46,15 +57,24 @@ class RoPE(Position):
         fraction: float | int = 1.0,
         layout: str = "half",
         scale: float | int = 1.0,
+        trained: int | None = None,
+        slow: float | int = 1.0,
+        fast: float | int = 4.0,
     ) -> None:
         super().__init__()
         if base <= 0 or scale <= 0:
             raise InputError(f"base and scale must be positive, got base={base} and scale={scale}")
+        if trained is not None and (trained < 1 or not 0 < slow < fast):
+            raise InputError(
+                f"trained must be at least 1 and slow above 0 and below fast, got {trained}, {slow} and {fast}"
+            )
         if not 0 < fraction <= 1:
             raise InputError(f"fraction must be above 0 and at most 1, got {fraction}")
         if layout not in LAYOUTS:
             raise unknown("layout", layout, LAYOUTS)
         self.base, self.fraction, self.layout, self.scale = base, fraction, layout, scale
+        self.trained, self.slow, self.fast = trained, slow, fast
+        self.latest: Table | None = None
 
     def rotate(
         self,
@@ -87,16 +107,52 @@ class RoPE(Position):
     ) -> tuple[Float[Tensor, "... length 1 rotated"], Float[Tensor, "... length 1 rotated"]]:
         """cos φ for each turned channel of a head, and the ∓ sin φ that its partner comes in with: minus for the first
         of a pair."""
+        elsewhere = positions.device.type != "cpu" or positions.requires_grad  # comparing would wait for the device
+        if torch.compiler.is_compiling() or elsewhere or positions.numel() > FEW:
+            return self._turn(positions, head_dim, dtype)
+        latest, asked = self.latest, (head_dim, dtype, self.base, self.scale)
+        if latest is None or not latest.of(positions, asked):
+            latest = self.latest = Table(positions, asked, self._turn(positions, head_dim, dtype))
+        return latest.turn
+
+    def _turn(self, positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         rotated = self.rotated(head_dim)
-        phase = angles(positions, rotated, self.base).unsqueeze(-2) / self.scale
+        phase = (angles(positions, rotated, self.base) * self.slowed(rotated, positions.device)).unsqueeze(-2)
         cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
         if self.layout == "half":
             return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
         return cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
 
+    def slowed(self, rotated: int, device: torch.device | None = None) -> Float[Tensor, " half"] | float:
+        """What the scale leaves of each θ: 1 / scale, or as many turns as a pair makes within the trained length
+        allow."""
+        if self.trained is None:
+            return 1 / self.scale
+        turns = self.trained / (2 * math.pi)
+        whole = turns * angles(torch.ones(1, device=device), rotated, self.base)[0]
+        kept = ((whole - self.slow) / (self.fast - self.slow)).clamp(0, 1)
+        return kept + (1 - kept) / self.scale
+
     def extra_repr(self) -> str:
         """The settings, for printing."""
-        return f"base={self.base}, fraction={self.fraction}, layout={self.layout}, scale={self.scale}"
+        parts = "" if self.trained is None else f", trained={self.trained}, slow={self.slow}, fast={self.fast}"
+        return f"base={self.base}, fraction={self.fraction}, layout={self.layout}, scale={self.scale}{parts}"
+
+
+class Table:
+    """The cosines and sines of a few positions, for whoever asks for the same next.
+
+    What was made in inference mode is of no use to a pass with gradients, so that the mode belongs to the question.
+    """
+
+    def __init__(self, positions: Tensor, asked: tuple[Any, ...], turn: tuple[Tensor, Tensor]) -> None:
+        self.positions, self.asked = positions, (*asked, torch.is_inference_mode_enabled())
+        self.turn = turn
+
+    def of(self, positions: Tensor, asked: tuple[Any, ...]) -> bool:
+        """Whether this is the table of these positions, with all else that was asked for."""
+        same = self.asked == (*asked, torch.is_inference_mode_enabled())
+        return same and self.positions.dtype == positions.dtype and torch.equal(self.positions, positions)
 
 
 def apply(

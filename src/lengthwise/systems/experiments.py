@@ -16,8 +16,10 @@ gradients clipped to 1. Other sizes are arguments.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -139,6 +141,13 @@ def nll(
     return float(nll_by_position(model, length, windows=windows, longest=longest, bos=bos)[-last:].mean())
 
 
+def rise(model: nn.Module, length: int, trained: int = 64) -> float:
+    """D(T) = NLL(T) − NLL(trained): how much worse the same bytes are predicted from contexts of `length` than from
+    contexts as long as those that the model was trained on."""
+    longest = max(length, 512)
+    return nll(model, length, longest=longest) - nll(model, trained, longest=longest)
+
+
 @torch.no_grad()
 def nll_by_position(
     model: nn.Module, length: int, *, windows: int = 48, longest: int = 512, bos: bool = False
@@ -190,6 +199,18 @@ def progress(run: Run, total: int) -> Callable[[str], OnStep]:
         return on_step
 
     return named
+
+
+def train_each(
+    run: Run, kinds: Mapping[str, Mapping[str, Any]], seeds: tuple[int, ...], steps: int
+) -> dict[str, list[LanguageModel]]:
+    """A model of each kind for each seed, trained for `steps`. kinds: other arguments of `train_bytes`, by name."""
+    on_step = progress(run, len(kinds) * len(seeds) * steps)
+    models: dict[str, list[LanguageModel]] = {name: [] for name in kinds}
+    for seed, (name, given) in itertools.product(seeds, kinds.items()):
+        watch = on_step(f"{name}, seed {seed}")
+        models[name].append(train_bytes(**given, seed=seed, steps=steps, on_step=watch))
+    return models
 
 
 def variants(

@@ -6,6 +6,7 @@ from lengthwise.tasks.addition import Addition
 from lengthwise.tasks.copying import Copying, DelayedCopying, SelectiveCopying
 from lengthwise.tasks.corpus import Corpus, read, standard_library
 from lengthwise.tasks.cue import Cue
+from lengthwise.tasks.letters import DuplicateNgram, LetterCopying, PhoneBook, PrefixLookup, SuffixLookup
 from lengthwise.tasks.listops import ListOps
 from lengthwise.tasks.pictures import Crops
 from lengthwise.tasks.recall import (
@@ -24,6 +25,11 @@ TASKS: dict[str, type[Task]] = {
     "copying": Copying,
     "selective_copying": SelectiveCopying,
     "delayed_copying": DelayedCopying,
+    "letter_copying": LetterCopying,
+    "duplicate_ngram": DuplicateNgram,
+    "prefix_lookup": PrefixLookup,
+    "suffix_lookup": SuffixLookup,
+    "phone_book": PhoneBook,
     "associative_recall": AssociativeRecall,
     "single_recall": SingleRecall,
     "distant_recall": DistantRecall,
@@ -49,17 +55,22 @@ __all__ = [
     "Cue",
     "DelayedCopying",
     "DistantRecall",
+    "DuplicateNgram",
     "Example",
     "GapRecall",
     "Induction",
+    "LetterCopying",
     "ListOps",
     "Overwriting",
     "Passkey",
+    "PhoneBook",
+    "PrefixLookup",
     "SelectiveCopying",
     "SingleRecall",
     "SlotQuestion",
     "SlotRecall",
     "SlotText",
+    "SuffixLookup",
     "Task",
     "read",
     "standard_library",

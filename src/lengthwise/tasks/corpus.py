@@ -21,7 +21,8 @@ from torch import Tensor
 
 from lengthwise.contract import Layout
 from lengthwise.errors import InputError, unknown
-from lengthwise.tasks.reading import Tokenizer, find_files, load_bytes, load_tokenizer, tokenise
+from lengthwise.models.tokenizer import Tokenizer
+from lengthwise.tasks.reading import find_files, load_bytes, tokenise
 from lengthwise.training.packing import PACKERS, Packer, divided
 
 T = TypeVar("T")
@@ -261,16 +262,16 @@ def _steps(rows: Callable[[int], T], start: int) -> Iterator[T]:
         start += 1
 
 
-def read(paths: Sequence[str | Path] | str | Path, tokenizer: Path | str | None = None) -> Corpus:
+def read(paths: Sequence[str | Path] | str | Path, tokenizer: Path | str | Tokenizer | None = None) -> Corpus:
     """The data under `paths`: files, folders (with what is below them, sorted, without hidden files) and globs.
 
-    Files are read as bytes, a vocabulary of 256, or with `tokenizer`, a Hugging Face tokenizer.json. Empty and
-    unreadable files are left out with a note. Raises InputError where a path doesn't exist or nothing is left.
+    Files are read as bytes, a vocabulary of 256, or with `tokenizer`, a Hugging Face tokenizer.json or a model's.
+    Empty and unreadable files are left out with a note. Raises InputError where a path doesn't exist or nothing is left.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     files, notes = find_files(given)
-    encoder = load_tokenizer(Path(tokenizer)) if tokenizer is not None else None
-    return _corpus(files, notes, encoder, ", ".join(str(p) for p in given))
+    tokenizer = Tokenizer.read(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
+    return _corpus(files, notes, tokenizer, ", ".join(str(p) for p in given))
 
 
 def standard_library(*, packages: bool = False) -> Corpus:
@@ -311,4 +312,4 @@ def _corpus(
     if encoder is None:
         return Corpus(tuple(documents), notes=tuple(left_out))
     tokens_in_all = sum(len(d) for d in documents)
-    return Corpus(tuple(documents), encoder.get_vocab_size(), size / tokens_in_all, tuple(left_out))
+    return Corpus(tuple(documents), encoder.vocab_size, size / tokens_in_all, tuple(left_out))

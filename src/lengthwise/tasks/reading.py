@@ -6,16 +6,11 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lengthwise.errors import InputError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-else:
-    Tokenizer = Any
+from lengthwise.models.tokenizer import Tokenizer
 
 MAPPED = 16 * 2**20
 """Files from this many bytes on are memory-mapped. A map holds a file open, so smaller ones are read whole."""
@@ -80,20 +75,6 @@ def load_bytes(path: Path) -> np.ndarray:
     return np.fromfile(path, dtype=np.uint8)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a Hugging Face tokenizer.json. Needs the package `tokenizers`."""
-    try:
-        from tokenizers import Tokenizer as Loader
-    except ImportError:
-        raise InputError("a tokenizer needs the package tokenizers; pip install 'lengthwise[hf]'") from None
-    if not path.is_file():
-        raise InputError(f"there is no tokenizer file {str(path)!r}")
-    try:
-        return Loader.from_file(str(path))
-    except Exception as error:  # the package raises bare Exception for whatever is wrong with the file
-        raise InputError(f"{str(path)!r} is not a Hugging Face tokenizer.json ({error})") from None
-
-
 def tokenise(tokenizer: Tokenizer, content: np.ndarray) -> np.ndarray:
     """The tokens of a text in UTF-8, without special tokens; what isn't UTF-8 becomes the replacement character.
 
@@ -106,6 +87,6 @@ def tokenise(tokenizer: Tokenizer, content: np.ndarray) -> np.ndarray:
         end = min(begin + PIECE, len(text))
         while end < len(text) and not (text[end - 1] == "\n" and not text[end].isspace()):
             end += 1
-        pieces.append(np.array(tokenizer.encode(text[begin:end], add_special_tokens=False).ids, dtype=np.int32))
+        pieces.append(np.array(tokenizer.encode(text[begin:end]), dtype=np.int32))
         begin = end
     return np.concatenate(pieces) if pieces else np.empty(0, np.int32)

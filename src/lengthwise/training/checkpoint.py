@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lengthwise.errors import InputError
+from lengthwise.models.files import read_json
 
 LAST, BEST, CHECKPOINTS = "last", "best", "checkpoints"
 
@@ -84,17 +85,17 @@ def remove_unlinked(run: Path) -> None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a user means by a path: the folder itself, or of a run the best one, else the last."""
-    if (path / "config.json").exists():
+    """The checkpoint that a user means by a path: a file or folder itself, or of a run the best one, else the last."""
+    if path.is_file() or (path / "config.json").exists():
         return path
     found = linked(path, BEST) or linked(path, LAST)
     if found is None:
         what = "holds no checkpoint" if path.is_dir() else "is no folder"
-        raise InputError(f"{str(path)!r} {what}; give the folder of a run of lengthwise train, or a saved model's")
+        raise InputError(f"{str(path)!r} {what}; give the folder of a run or of a model, or a GGUF file")
     return found
 
 
-def tokenizer_of(folder: Path) -> Path | None:
-    """The tokenizer that a checkpoint carries; None for a model of bytes."""
-    file = folder / "tokenizer.json"
-    return file if file.exists() else None
+def trained_length(folder: Path) -> int | None:
+    """The context length that the run of a checkpoint trained with; None where the folder doesn't say."""
+    file = folder / "trainer.json"
+    return int(read_json(file)["length"]) if file.exists() else None
