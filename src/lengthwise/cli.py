@@ -14,6 +14,8 @@ import tyro
 
 from lengthwise.errors import InputError
 from lengthwise.options.comparison import CompareOptions
+from lengthwise.options.extrapolation import ExtrapolateOptions
+from lengthwise.options.lengths import LengthsOptions
 from lengthwise.options.training import EvaluateOptions, GenerateOptions, TrainOptions, read_config
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -128,14 +130,16 @@ def convert(
 ) -> int | None:
     """Write a model of transformers as one of lengthwise, or one of lengthwise as transformers reads it.
 
-    Mamba, Mamba-2, Falcon Mamba and RWKV-4, in safetensors. The other verbs read both forms as they are.
+    Mamba, Mamba-2, Falcon Mamba, RWKV-4, Longformer, LED, T5, Llama, Mistral and Qwen2 in safetensors; Llama and Qwen2
+    in GGUF too. The other verbs read all forms as they are.
 
     Examples:
       lengthwise convert mamba-130m-hf runs/mamba
+      lengthwise convert SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
       lengthwise convert runs/mine/last mine-hf
 
     Args:
-        source: A folder with a model, in either form, or a run of lengthwise train.
+        source: A folder with a model, in either form, a run of lengthwise train, or a GGUF file.
         destination: A new folder for the other form.
     """
     from lengthwise.commands.convert import convert
@@ -160,6 +164,8 @@ TRAIN = "lengthwise.commands.train:train"
 
 VERBS: dict[str, Callable[..., int | None]] = {
     "compare": with_options("lengthwise.commands.compare:compare", CompareOptions),
+    "extrapolate": with_options("lengthwise.commands.extrapolate:extrapolate", ExtrapolateOptions),
+    "lengths": with_options("lengthwise.commands.lengths:lengths", LengthsOptions),
     "train": with_options(TRAIN, TrainOptions),
     "generate": with_options("lengthwise.commands.generate:generate", GenerateOptions),
     "evaluate": with_options("lengthwise.commands.train:evaluate", EvaluateOptions),

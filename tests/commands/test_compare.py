@@ -8,9 +8,9 @@ import lengthwise as lw
 from lengthwise.commands import compare as command
 from lengthwise.commands.compare import compare
 from lengthwise.comparison import engine
-from lengthwise.comparison.plan import as_json, command_line
 from lengthwise.errors import InputError
 from lengthwise.options.comparison import CompareOptions
+from lengthwise.options.stored import as_json, command_line
 from lengthwise.reports.records import load
 
 TINY = CompareOptions(
@@ -202,6 +202,6 @@ def test_the_command_line_gives_the_options_back():
     import tyro
 
     options = dataclasses.replace(TINY, data=("a b.txt",), seeds=(0, 2), systems=("mamba",))
-    words = shlex.split(command_line(options))
+    words = shlex.split(command_line(options, "compare", repeated=("layers",)))
     assert words[:2] == ["lengthwise", "compare"]
     assert tyro.cli(CompareOptions, args=words[2:]) == options

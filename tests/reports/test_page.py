@@ -1,13 +1,13 @@
 import json
 import re
-import shutil
-import time
 
 import pytest
 
+from lengthwise.comparison.report import comparison_report
 from lengthwise.errors import InputError
 from lengthwise.reports.page import render, write_report
 from lengthwise.reports.records import Advice, Results
+from tests.reports.browser import drawn_plots, errors_of, wait_until
 from tests.reports.example_results import BITS, example_results
 
 ADVICE = [Advice("For quality", "state", "Fewest bits."), Advice("For memory", "window", "Least <state>.")]
@@ -16,7 +16,7 @@ ADVICE = [Advice("For quality", "state", "Fewest bits."), Advice("For memory", "
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(path, example_results(), ADVICE, "Not complete.")
+    write_report(path, comparison_report(example_results(), ADVICE, "Not complete."))
     return path
 
 
@@ -51,50 +51,12 @@ def test_settings_and_what_was_left_out_are_on_the_page(page):
 
 
 def test_results_without_measurements_still_make_a_page():
-    assert "<table" in render(Results(), [])
+    assert "<table" in render(comparison_report(Results(), []))
 
 
 def test_a_folder_that_does_not_exist_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="can't be written"):
-        write_report(tmp_path / "nowhere" / "report.html", Results(), [])
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    binary = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("the report's browser test needs chromium and chromedriver; on Debian: apt install chromium-driver")
-    selenium = pytest.importorskip("selenium.webdriver", reason="the report's browser test needs the package selenium")
-    options = selenium.ChromeOptions()
-    options.binary_location = binary
-    profile = tmp_path_factory.mktemp("chromium")
-    for flag in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic",
-        f"--user-data-dir={profile}", "--window-size=1280,1600",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driven = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-    yield driven
-    driven.quit()
-
-
-def drawn_plots(browser) -> list[str]:
-    return browser.execute_script(
-        "return Array.from(document.querySelectorAll('.plot'))"
-        ".filter(p => p.dataset.drawn && p.querySelectorAll('.scatterlayer .trace').length).map(p => p.parentNode.id)"
-    )
-
-
-def wait_until(condition, seconds: float = 60.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
+        write_report(tmp_path / "nowhere" / "report.html", comparison_report(Results(), []))
 
 
 def first_column(browser) -> list[str]:
@@ -124,7 +86,7 @@ def test_in_a_browser_it_draws_sorts_and_logs_no_error(browser, page):
     browser.execute_script("document.querySelector('.chips button').click()")
     faint = "return document.querySelector('#panel-state .plot').data.map(t => t.opacity)"
     assert wait_until(lambda: browser.execute_script(faint) == [1, 0.13, 0.13, 0.13])
-    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+    assert errors_of(browser) == []
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(browser, page):
@@ -134,5 +96,5 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser, page):
     browser.get(page.as_uri())
     assert wait_until(lambda: len(drawn_plots(browser)) == 8)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+    assert errors_of(browser) == []
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

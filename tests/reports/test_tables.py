@@ -2,15 +2,17 @@ import io
 
 from rich.console import Console
 
+from lengthwise.comparison.report import comparison_report
+from lengthwise.reports.measures import by_quality
 from lengthwise.reports.records import Advice, Value
-from lengthwise.reports.tables import by_quality, print_summary, show_estimate
+from lengthwise.reports.tables import print_summary, show_estimate
 from tests.reports.example_results import BITS, example_results
 
 
 def printed(width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
     advice = [Advice("For quality", "state", "[bold]not markup[/bold]")]
-    print_summary(console, example_results(), advice, "out/report.html")
+    print_summary(console, comparison_report(example_results(), advice), "out/report.html")
     return console.file.getvalue()
 
 

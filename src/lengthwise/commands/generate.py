@@ -11,9 +11,9 @@ from lengthwise.generation.sampling import Sampling
 from lengthwise.generation.session import Session
 from lengthwise.generation.text import text_of
 from lengthwise.models import LanguageModel
+from lengthwise.models.tokenizer import Tokenizer
 from lengthwise.options.training import GenerateOptions
-from lengthwise.tasks.reading import load_tokenizer
-from lengthwise.training.checkpoint import find_checkpoint, tokenizer_of
+from lengthwise.training.checkpoint import find_checkpoint
 from lengthwise.training.device import pick_device
 from lengthwise.training.failure import full_disk_explained
 
@@ -25,16 +25,20 @@ def generate(options: GenerateOptions) -> int:
     model = load(folder).to(pick_device(options.device))
     if not isinstance(model, LanguageModel):
         raise InputError(f"{folder} holds a {type(model).__name__}; only a LanguageModel can generate")
-    tokenizer = options.tokenizer or tokenizer_of(folder)
-    text = text_of(None if tokenizer is None else load_tokenizer(tokenizer), model.vocab_size)
+    if options.tokenizer is not None:
+        model.tokenizer = Tokenizer.read(options.tokenizer)
+    text = text_of(model.tokenizer, model.vocab_size)
     if options.load_state is None:
         session = Session(model, seed=options.seed)
     else:
         session = Session.load(options.load_state, model, seed=options.seed)
-    session.read(text.encode(read_prompt(options)))
+    prompt = text.encode(read_prompt(options))
+    session.read(text.first + prompt if options.load_state is None else prompt)
     stopped = False
     try:
         for token in session.generate(options.max_tokens, sampling):
+            if token == text.last:
+                break
             put(text.push(token))
     except KeyboardInterrupt:
         stopped = True

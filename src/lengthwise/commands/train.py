@@ -16,10 +16,9 @@ from rich.table import Table
 from lengthwise.conversion import load
 from lengthwise.errors import InputError
 from lengthwise.models import LanguageModel
-from lengthwise.models.files import read_json
 from lengthwise.options.training import EvaluateOptions, TrainOptions, read_config, to_mapping
 from lengthwise.tasks.corpus import read
-from lengthwise.training.checkpoint import LAST, find_checkpoint, linked, tokenizer_of
+from lengthwise.training.checkpoint import LAST, find_checkpoint, linked, trained_length
 from lengthwise.training.device import autocast, pick_device
 from lengthwise.training.distributed import World, join, shard
 from lengthwise.training.evaluation import Evaluation, evaluate_windows, summarise
@@ -30,6 +29,9 @@ from lengthwise.training.loop import Trainer, check_settings
 SETTINGS = "settings.yaml"
 FREE = ("config", "out", "resume", "data", "device", "validate_every", "validation_windows", "checkpoint_every")
 """Settings that a resumed run may change: they don't touch what is computed. Data may have moved."""
+
+LENGTH = 1024
+"""The context that a checkpoint is evaluated with that doesn't say what it was trained with."""
 
 
 def train(options: TrainOptions) -> int:
@@ -133,7 +135,7 @@ def evaluate(options: EvaluateOptions) -> int:
     model = load(folder).to(device)
     if not isinstance(model, LanguageModel):
         raise InputError(f"{folder} holds a {type(model).__name__}; only a LanguageModel predicts the next token")
-    corpus = read(options.data, options.tokenizer or tokenizer_of(folder))
+    corpus = read(options.data, options.tokenizer or model.tokenizer)
     if corpus.vocab_size > model.vocab_size:
         raise InputError(
             f"the data has a vocabulary of {corpus.vocab_size} and the model one of {model.vocab_size}; "
@@ -141,7 +143,7 @@ def evaluate(options: EvaluateOptions) -> int:
         )
     if options.held_out:
         corpus = corpus.split()[1]
-    length = options.length or trained_length(folder)
+    length = options.length or trained_length(folder) or LENGTH
     corpus.require(length)
     windows = corpus.windows(max(1, options.max_tokens // length), length)
     with Bar(f"reading {len(windows)} contexts of {length}", len(windows), unit="context") as bar:
@@ -159,12 +161,6 @@ def evaluate(options: EvaluateOptions) -> int:
     else:
         show(result)
     return 0
-
-
-def trained_length(folder: Path) -> int:
-    """The context length that the run of a checkpoint trained with, 1024 where the folder doesn't say."""
-    file = folder / "trainer.json"
-    return int(read_json(file)["length"]) if file.exists() else 1024
 
 
 def show(result: Evaluation) -> None:

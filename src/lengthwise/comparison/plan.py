@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import shlex
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from lengthwise.comparison.candidates import contenders
 from lengthwise.comparison.scoring import HeldOut, held_out_text
@@ -16,15 +12,13 @@ from lengthwise.errors import InputError
 from lengthwise.machine import machine, versions
 from lengthwise.models.build import build_position
 from lengthwise.options.comparison import CompareOptions
+from lengthwise.options.stored import as_json, command_line
 from lengthwise.reports.numbers import parse_count, parse_duration, parse_size, show_seconds
 from lengthwise.reports.records import Candidate, Results, Settings
 from lengthwise.tasks.corpus import Corpus, read, standard_library
 
 SHORTEST = 0.5
 """Seconds of training below which a comparison means nothing."""
-
-REPEATABLE = ("output", "resume")
-"""Options that don't change what is measured."""
 
 
 @dataclass(frozen=True)
@@ -61,50 +55,12 @@ class Plan:
         }
         return Settings(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            command=command_line(self.options),
+            command=command_line(self.options, "compare", repeated=("layers",)),
             options=as_json(self.options),
             data=data,
             recipe=recipe,
             machine={**machine(), **versions()},
         )
-
-
-def as_json(options: CompareOptions) -> dict[str, Any]:
-    """Options as plain values."""
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(options).items()}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items() if name not in REPEATABLE}
-
-
-def from_json(stored: dict[str, Any], options: CompareOptions) -> CompareOptions:
-    """The options of an earlier run, to go on with it. Raises InputError where `options` ask for something else."""
-    asked, default = as_json(options), as_json(CompareOptions())
-    for name, value in asked.items():
-        if value != default[name] and value != stored.get(name):
-            raise InputError(
-                f"the run to resume was started with --{name.replace('_', '-')} {stored.get(name)} and can't go on "
-                f"with {value}; leave the option out, or start a new run in another --output"
-            )
-    known = {f.name for f in dataclasses.fields(CompareOptions)}
-    values: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in stored.items() if name in known
-    }
-    if values.get("tokenizer") is not None:
-        values["tokenizer"] = Path(values["tokenizer"])
-    return dataclasses.replace(CompareOptions(**values), output=options.output, resume=True)
-
-
-def command_line(options: CompareOptions) -> str:
-    """The command that runs a comparison with these options, defaults spelled out."""
-    words = ["lengthwise", "compare", *options.data]
-    for name, value in as_json(options).items():
-        flag = f"--{name.replace('_', '-')}"
-        if name == "data" or value in (None, []):
-            continue
-        if name == "layers":
-            words += [word for expression in value for word in (flag, expression)]
-        else:
-            words += [flag, *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(words)
 
 
 def make_plan(options: CompareOptions) -> Plan:

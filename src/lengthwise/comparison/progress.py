@@ -30,6 +30,12 @@ class Timeline:
     ) -> None:
         self.progress.stop()
 
+    def plan(self, planned: float) -> None:
+        """So many seconds from now on, known only after some of the run is done."""
+        self.planned, self.done, self.phase = planned, 0.0, 0.0
+        self.began = time.perf_counter()
+        self.progress.update(self.task, total=planned, completed=0.0)
+
     def begin(self, text: str, planned: float) -> None:
         """A phase that should take so many seconds."""
         self.done += self.phase

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from lengthwise.training.auxiliary import auxiliary_loss
 from lengthwise.training.failure import Diverged
 from lengthwise.training.fit import next_token_loss
 from lengthwise.training.optimizer import adamw, learning_rate_factor, set_learning_rate
@@ -51,10 +52,10 @@ class Progress:
 
 
 def step(model: nn.Module, batch: Int[Tensor, "batch tokens"], context: Context) -> Tensor:
-    """Forward and backward of one batch; the loss."""
+    """Forward and backward of one batch; the loss of the tokens. What parts of the model add to it counts too."""
     with context():
         loss = next_token_loss(model, batch)
-    loss.backward()
+    (loss + auxiliary_loss(model)).backward()
     return loss
 
 

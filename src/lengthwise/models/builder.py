@@ -86,8 +86,8 @@ class Builder:
             "layers": max(self.total[leaf.name], 1),
         }
         inherited = {name: offered[name] for name in constructor.inherits}
-        if inherited.get("position") is not None:
-            inherited["position"] = inherited["position"].for_layer()
+        if self.position is not None and "position" in inherited:
+            inherited["position"] = self.position.for_layer()
         module = self.call(leaf, constructor, {"dim": self.dim, **inherited})
         self.built[leaf.name] += 1
         if not self.causal and module.causal and module.receptive_field != 1:

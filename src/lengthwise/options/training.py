@@ -129,10 +129,11 @@ class GenerateOptions:
       cat chapter.txt | lengthwise generate runs/mamba --temperature 0.8 --top-p 0.95
       lengthwise generate runs/mamba --prompt-file book.txt --save-state book.state
       lengthwise generate runs/mamba --load-state book.state --max-tokens 500
+      lengthwise generate SmolLM2-135M-Instruct.Q4_1.gguf --prompt "The sun is"
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """The folder of a checkpoint or of a run (its best checkpoint, else its last)."""
+    """The folder of a checkpoint or of a run (its best checkpoint, else its last), or a GGUF file."""
 
     prompt: str | None = None
     """The text to continue."""

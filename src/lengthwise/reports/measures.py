@@ -47,11 +47,12 @@ TIMING_NOISE = 0.05
 
 @dataclass(frozen=True)
 class Column:
-    """A measure at one length (or none): a column of the summary."""
+    """A measure at one length (or none): a column of the summary. `errors`: standard errors have room in it."""
 
     measure: Measure
     at: int | None
     heading: str
+    errors: bool = True
 
     def value(self, results: Results, candidate: str) -> Value | None:
         """A candidate's value in this column."""
@@ -104,6 +105,16 @@ def summary_columns(results: Results) -> list[Column]:
         column(results, "state_bytes", "state at {}"),
     )
     return [c for c in wanted if c is not None]
+
+
+def by_quality(results: Results) -> list[str]:
+    """The candidates, best held-out bits per byte first; those without come last."""
+
+    def key(name: str) -> tuple[bool, float]:
+        value = results.value(name, "bits_per_byte")
+        return value is None, 0.0 if value is None else value.value
+
+    return sorted(results.names, key=key)
 
 
 def recall_distance(results: Results) -> int | None:

@@ -1,22 +1,23 @@
-"""The report of a comparison: one HTML file that holds everything it needs, and works offline."""
+"""A report as one HTML file that holds everything it needs, and works offline."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from lengthwise.errors import InputError
-from lengthwise.reports.measures import MEASURES, Column, summary_columns
+from lengthwise.reports.measures import MEASURES, Column, Measure
 from lengthwise.reports.numbers import show_count, show_length
-from lengthwise.reports.plots import Panel, panels
+from lengthwise.reports.plots import Panel
 from lengthwise.reports.records import Advice, Candidate, Results, Settings
-from lengthwise.reports.style import styles
-from lengthwise.reports.tables import by_quality, show_estimate
+from lengthwise.reports.report import Report
+from lengthwise.reports.style import Style, styles
+from lengthwise.reports.tables import show_estimate
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -47,35 +48,35 @@ PAGE = """<!doctype html>
 """
 
 
-def write_report(path: Path, results: Results, advice: Sequence[Advice], notice: str = "") -> None:
-    """Write the report of some results, whole or not at all. `notice` says what is missing, where something is."""
+def write_report(path: Path, report: Report) -> None:
+    """Write a report, whole or not at all."""
     draft = path.with_suffix(".html.tmp")
     try:
-        draft.write_text(render(results, advice, notice), encoding="utf-8")
+        draft.write_text(render(report), encoding="utf-8")
         os.replace(draft, path)
     except OSError as error:
         raise InputError(f"the report can't be written to {path} ({error.strerror}); give another folder") from None
 
 
-def render(results: Results, advice: Sequence[Advice], notice: str = "") -> str:
+def render(report: Report) -> str:
     """The page as text."""
     from plotly.offline import get_plotlyjs
 
-    drawn = panels(results)
+    results, notice = report.results, report.notice
     return PAGE.format(
-        title=f"Which of {len(results.names)} long-sequence models?",
-        lead=lead(results.settings),
+        title=escape(report.title),
+        lead=escape(report.lead),
         css=_part("page.css"),
         js=_part("page.js"),
         plotly=get_plotlyjs(),
         notice=f'<p class="notice">{escape(notice)}</p>' if notice else "",
-        picks=picks(results, advice),
-        summary=summary(results),
-        chips=chips(results),
-        panels="\n".join(panel_html(panel) for panel in drawn),
-        left_out=left_out(results),
+        picks=picks(results, report.advice, report.looks),
+        summary=summary(report),
+        chips=chips(results, report.looks),
+        panels="\n".join(panel_html(panel) for panel in report.panels),
+        left_out=left_out(results, report.measures),
         settings=settings_html(results.settings, results.candidates),
-        data=script_json({"names": results.names, "panels": [panel_data(panel) for panel in drawn]}),
+        data=script_json({"names": results.names, "panels": [panel_data(panel) for panel in report.panels]}),
     )
 
 
@@ -94,26 +95,9 @@ def panel_data(panel: Panel) -> dict[str, Any]:
     return {"key": panel.key, "views": views}
 
 
-def lead(settings: Settings | None) -> str:
-    """One line on what was compared."""
-    if settings is None:
-        return ""
-    options, data = settings.options, settings.data
-    seeds = len(options.get("seeds", [0]))
-    parts = [
-        f"Trained on {data.get('name', 'data')} ({show_count(data.get('train_tokens', 0))} tokens)",
-        f"{options.get('budget')} in all, equal {options.get('equal')}",
-        f"about {options.get('parameters')} parameters each",
-        f"context {show_length(options.get('length', 0))}",
-        f"{seeds} seed{'s' if seeds > 1 else ''}",
-        settings.date[:10],
-    ]
-    return escape(" · ".join(parts))
-
-
-def picks(results: Results, advice: Sequence[Advice]) -> str:
+def picks(results: Results, advice: Sequence[Advice], look: Mapping[str, Style] | None = None) -> str:
     """The recommendation, a card for each purpose."""
-    look = styles(list(results.candidates))
+    look = styles(list(results.candidates)) if look is None else look
     cards = []
     for item in advice:
         colour = look[item.pick].colour if item.pick in look else "#5d6673"
@@ -124,9 +108,9 @@ def picks(results: Results, advice: Sequence[Advice]) -> str:
     return f'<div class="picks" id="recommendation">{"".join(cards)}</div>' if cards else ""
 
 
-def chips(results: Results) -> str:
+def chips(results: Results, look: Mapping[str, Style] | None = None) -> str:
     """A button for each candidate that brings it out in every plot."""
-    look = styles(list(results.candidates))
+    look = styles(list(results.candidates)) if look is None else look
     buttons = (
         f'<button type="button" aria-pressed="false" data-name="{escape(name)}" style="--colour:{look[name].colour}">'
         f'<span class="dot"></span><span class="text">{escape(name)}</span></button>'
@@ -135,19 +119,18 @@ def chips(results: Results) -> str:
     return f'<div class="chips" role="group" aria-label="bring out a candidate">{"".join(buttons)}</div>'
 
 
-def summary(results: Results) -> str:
+def summary(report: Report) -> str:
     """The table: one row a candidate, sorted by a click on a heading."""
-    columns = summary_columns(results)
-    look = styles(list(results.candidates))
+    results, columns = report.results, report.columns
     first = {col: "ascending" if col.measure.lower_is_better else "descending" for col in columns}
     heads = [_head("candidate", "ascending"), _head("parameters", "ascending")]
-    heads += [_head(col.heading, first[col], sorted_by=i == 0) for i, col in enumerate(columns)]
+    heads += [_head(col.heading, first[col], sorted_by=i == report.sorted_by) for i, col in enumerate(columns)]
     leaders = {col: set(col.leaders(results)) for col in columns}
     rows = []
-    for name in by_quality(results):
+    for name in report.rows:
         candidate = results.candidates[name]
         cells = [
-            f'<td data-value="{escape(name)}"><span class="dot" style="--colour:{look[name].colour}"></span>'
+            f'<td data-value="{escape(name)}"><span class="dot" style="--colour:{report.looks[name].colour}"></span>'
             f"{escape(name)}{_expression(candidate)}</td>",
             f'<td data-value="{candidate.parameters}">{show_count(candidate.parameters)}</td>',
             *(_cell(results, col, name, name in leaders[col]) for col in columns),
@@ -177,7 +160,7 @@ def _cell(results: Results, col: Column, name: str, best: bool) -> str:
     text = escape(col.measure.show(value.value))
     if col.measure.paired:
         number, error = show_estimate(value)
-        text = f'{number} <span class="error">± {error}</span>' if error else number
+        text = f'{number} <span class="error">± {error}</span>' if error and col.errors else number
     known = [v.value for n in results.names if (v := col.value(results, n)) is not None]
     bar = ""
     if max(known) > 0 and not col.measure.paired:
@@ -198,11 +181,11 @@ def panel_html(panel: Panel) -> str:
     )
 
 
-def left_out(results: Results) -> str:
+def left_out(results: Results, measures: Mapping[str, Measure] = MEASURES) -> str:
     """What was skipped and why."""
     items: dict[str, None] = {}
     for s in results.skipped:
-        title = MEASURES[s.measure].title if s.measure in MEASURES else s.measure
+        title = measures[s.measure].title if s.measure in measures else s.measure
         at = f" from {show_length(s.at)} tokens on" if s.at is not None else ""
         items[f"{s.candidate}: {title}{at}: {s.reason}"] = None
     if not items:
@@ -212,7 +195,7 @@ def left_out(results: Results) -> str:
 
 
 def settings_html(settings: Settings | None, candidates: dict[str, Candidate]) -> str:
-    """Every setting, and the command that runs the comparison again."""
+    """Every setting, and the command that runs it again."""
     if settings is None:
         return ""
     rows: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -66,11 +66,23 @@ def panels(results: Results) -> list[Panel]:
 
 
 def lines(
-    results: Results, key: str, x_title: str, *, log: bool = True, floor: float | None = None, mark: bool = False
+    results: Results,
+    key: str,
+    x_title: str,
+    *,
+    log: bool = True,
+    floor: float | None = None,
+    mark: bool = False,
+    look: Mapping[str, Style] | None = None,
+    measures: Mapping[str, Measure] = MEASURES,
 ) -> Figure | None:
-    """A measure against length, one line a candidate, named at its end. `mark` shows the trained length."""
-    measure, look = MEASURES[key], styles(list(results.candidates))
-    series = {name: _series(results, key, name) for name in results.names}
+    """A measure against length, one line a candidate, named at its end. `mark` shows the trained length.
+
+    look: the candidates to draw, with how; all of them without. measures: what keys mean.
+    """
+    measure = measures[key]
+    look = styles(list(results.candidates)) if look is None else look
+    series = {name: _series(results, key, name) for name in results.names if name in look}
     series = {name: points for name, points in series.items() if points}
     if not series:
         return None
@@ -97,7 +109,7 @@ def _line(name: str, points: Sequence[tuple[int, Value]], measure: Measure, styl
     shown = [f"{measure.show(v.value)}{f' ± {v.error:.2f}' if measure.paired and v.error else ''}" for _, v in points]
     return {
         "type": "scatter", "mode": "lines+markers", "name": name, "x": [at for at, _ in points],
-        "y": [v.value for _, v in points], "line": {"color": style.colour, "width": 2.2},
+        "y": [v.value for _, v in points], "line": {"color": style.colour, "width": 2.2, "dash": style.dash},
         "marker": {"size": 7, "symbol": style.symbol, "color": style.colour},
         "customdata": [[show_length(at), text] for (at, _), text in zip(points, shown, strict=True)],
         "hovertemplate": f"<b>{short(name, 60)}</b><br>%{{customdata[0]}} tokens: %{{customdata[1]}}<extra></extra>",
@@ -286,19 +298,19 @@ def prefill(results: Results) -> Panel | None:
     return Panel("prefill", "Time to read a prompt", (view,), "One row, read in chunks that carry the state on.")
 
 
-def training(results: Results) -> Panel | None:
-    """Training loss against seconds, and against tokens."""
+def training(results: Results, look: Mapping[str, Style] | None = None) -> Panel | None:
+    """Training loss against seconds, and against tokens. `look` is how the candidates are drawn."""
     if not results.training:
         return None
+    look = styles(list(results.candidates)) if look is None else look
     views = []
     for button, title in (("seconds", "seconds of training"), ("tokens", "tokens of training")):
-        views.append(View(f"against {button}", _curves(results, button, title), training_sentence(results)))
+        views.append(View(f"against {button}", _curves(results, look, button, title), training_sentence(results)))
     note = f"Bits per byte of the training text, a moving average over {SMOOTH} points. Thin lines: further seeds."
     return Panel("training", "Training", tuple(views), note)
 
 
-def _curves(results: Results, by: str, title: str) -> Figure:
-    look = styles(list(results.candidates))
+def _curves(results: Results, look: Mapping[str, Style], by: str, title: str) -> Figure:
     data, ends = [], {}
     points = [p for p in results.training if p.candidate in look]
     first_seed = min(p.seed for p in points)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Style:
 
     colour: str
     symbol: str
+    dash: str = "solid"
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -160,7 +161,7 @@ def end_labels(
     ends: dict[str, tuple[float, float]],
     x: dict[str, Any],
     y: dict[str, Any],
-    look: dict[str, Style],
+    look: Mapping[str, Style],
     height: int = HEIGHT,
 ) -> list[dict[str, Any]]:
     """The name of each candidate at the end of its line, in its colour, moved apart where they would touch."""

@@ -8,8 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lengthwise.reports.measures import Column, summary_columns
-from lengthwise.reports.records import Advice, Results, Value
+from lengthwise.reports.measures import Column
+from lengthwise.reports.records import Results, Value
+from lengthwise.reports.report import Report
 
 
 def show_cell(results: Results, col: Column, candidate: str, errors: bool = True) -> str:
@@ -32,19 +33,19 @@ def show_estimate(value: Value) -> tuple[str, str]:
     return number, f"{error:.{places}f}" if error else ""
 
 
-def summary_table(results: Results) -> Table:
-    """One row a candidate, best quality first; what is best in a column, or can't be told from it, is green."""
-    columns = summary_columns(results)
+def summary_table(report: Report) -> Table:
+    """One row a candidate, the best first; what is best in a column, or can't be told from it, is green."""
+    results, columns = report.results, report.columns
     leaders = {col.heading: set(col.leaders(results)) for col in columns}
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("candidate")
     for col in columns:
         table.add_column(col.heading, justify="right", min_width=7)
-    for name in by_quality(results):
+    for name in report.rows:
         cells = [Text(short_name(name))]
         for col in columns:
             best = name in leaders[col.heading]
-            shown = show_cell(results, col, name, errors=col.measure.key == "bits_per_byte")
+            shown = show_cell(results, col, name, errors=col.errors and col.at is None)
             cells.append(Text(shown, style="bold green" if best else ""))
         table.add_row(*cells)
     return table
@@ -55,21 +56,11 @@ def short_name(name: str, limit: int = 40) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-def by_quality(results: Results) -> list[str]:
-    """The candidates, best held-out bits per byte first; those without come last."""
-
-    def key(name: str) -> tuple[bool, float]:
-        value = results.value(name, "bits_per_byte")
-        return value is None, 0.0 if value is None else value.value
-
-    return sorted(results.names, key=key)
-
-
-def print_summary(console: Console, results: Results, advice: list[Advice], report: str) -> None:
-    """The table, the recommendation and where the report is."""
-    if results.names:
-        console.print(summary_table(results))
+def print_summary(console: Console, report: Report, path: str) -> None:
+    """The table, the recommendation and where the page is."""
+    if report.rows:
+        console.print(summary_table(report))
         console.print("[dim]green: best of its column, or not told apart from the best[/dim]\n")
-    lines = [f"[bold]{escape(item.purpose)}: {escape(item.pick)}.[/bold] {escape(item.reason)}" for item in advice]
-    console.print(Group(*lines))
-    console.print(f"\nreport: [bold]{escape(report)}[/bold]", soft_wrap=True)
+    said = [f"[bold]{escape(one.purpose)}: {escape(one.pick)}.[/bold] {escape(one.reason)}" for one in report.advice]
+    console.print(Group(*said))
+    console.print(f"\nreport: [bold]{escape(path)}[/bold]", soft_wrap=True)

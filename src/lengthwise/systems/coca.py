@@ -19,8 +19,8 @@ SYSTEM = System(
     title="Cure the headache of Transformers via Collinear Constrained Attention",
     arxiv="2309.08646",
     parts=["mixers.coca_attention", "positions.rope", "positions.stretch"],
-    claim="with keys collinear to the query, scores fall from distance 0 on, and perplexity rises less beyond the trained"
-    " length than with rotary positions",
+    claim="with keys collinear to the query, scores fall from distance 0 on, and perplexity rises less beyond the"
+    " trained length than with rotary positions",
     expression="24*(coca_attention + swiglu)",
 )
 

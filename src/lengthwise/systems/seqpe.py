@@ -19,8 +19,8 @@ SYSTEM = System(
     title="SeqPE: Transformer with Sequential Position Encoding",
     arxiv="2506.13277",
     parts=["positions.seqpe", "positions.seqpe_encoder", "positions.seqpe_losses", "mixers.attention"],
-    claim="positions read as digits, with a contrastive and a transfer loss, raise the loss less beyond the trained length"
-    " than rotary positions",
+    claim="positions read as digits, with a contrastive and a transfer loss, raise the loss less beyond the trained"
+    " length than rotary positions",
     expression="12*(attention(position=seqpe) + mlp)",
 )
 
@@ -36,8 +36,8 @@ VARIANTS = {
 
 @SYSTEM.experiment
 def reproduce(run: Run) -> Iterator[Figure]:
-    """The byte language model of `lengthwise.systems.experiments` at length 64, with sequential positions of width 64 in
-    the logits, with and without their losses and shifts, and with rotary ones.
+    """The byte language model of `lengthwise.systems.experiments` at length 64, with sequential positions of width 64
+    in the logits, with and without their losses and shifts, and with rotary ones.
 
     Losses have weights of 0.1, with 8 pivots of 16 candidates and 8 far windows of 16 places in each step. A rise is
     that of the mean loss from contexts of 64 to longer ones. The correlation is that of ranks, between ⟨e(a), e(b)⟩ and

@@ -1,0 +1,1 @@
+"""Models measured beyond the length that they were trained at."""
