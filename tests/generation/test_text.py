@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from lengthwise.errors import InputError
 from lengthwise.generation.text import ByteText, TokenizerText, text_of
+from lengthwise.models.tokenizer import Tokenizer
 
 
 @given(st.binary(max_size=40))
@@ -30,7 +31,7 @@ def tokenizer():
         vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     made.train_from_iterator(["the quick brown fox the lazy dog"] * 20, trainer)
-    return made
+    return Tokenizer(made.to_str())
 
 
 @given(words=st.text(max_size=30))

@@ -196,3 +196,27 @@ def test_length_zero():
 def test_what_makes_no_sense_is_told(arguments, message):
     with pytest.raises(InputError, match=message):
         flash_attention(*inputs(), **arguments)
+
+
+@pytest.mark.parametrize("kind", ["relative", "difference"])
+def test_threads_share_the_tiles(kind):
+    """And hold far less than a matrix of [heads, queries, keys], forward and backward."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1500, 4, 16, requires_grad=True) for _ in range(3))
+    table, f = torch.randn(4, 2999, requires_grad=True), torch.randn(1, 4, 1500, requires_grad=True)
+    bias = Relative(table, 1500) if kind == "relative" else Difference(f, f)
+    leaves = (q, k, v, *set(bias.inputs))
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            o, lse = flash_attention(q, k, v, bias=bias)
+            results.append((o, lse, *torch.autograd.grad(o.square().sum(), leaves)))
+        held = peak_bytes(lambda: torch.autograd.grad(flash_attention(q, k, v, bias=bias)[0].sum(), leaves))
+    finally:
+        torch.set_num_threads(before)
+    for one, two, again in zip(*results, strict=True):
+        torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)  # sums of 1500 terms in another order
+        torch.testing.assert_close(two, again, atol=0, rtol=0)
+    assert held < 4 * 4 * 1500 * 1500 / 2

@@ -15,7 +15,7 @@ ARGUMENTS = {
     "fire": "length=6",
     "hard_alibi": "masked=2",
     "randomised": "fire(length=6), length=64, longest=48",
-    "seqpe": "width=16, length=48",
+    "seqpe": "width=16, positions=48",
 }
 """The encodings that need more than their name, for models of width 16 with 4 heads."""
 

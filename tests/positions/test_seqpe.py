@@ -284,8 +284,8 @@ def test_bad_input():
         SeqPE(8, heads=2, width=8).bias(torch.arange(3), torch.arange(3), 4)
     with pytest.raises(InputError, match="head_dim=8"):
         lw.build("attention(heads=2, head_dim=8, position=seqpe(use=attn_mul))", dim=8)
+    layer = lw.build("attention(heads=2, kv_heads=1, position=seqpe(use=attn_mul))", dim=8)
     with pytest.raises(InputError, match="kv_heads=1"):
-        layer = lw.build("attention(heads=2, kv_heads=1, position=seqpe(use=attn_mul))", dim=8)
         layer(torch.randn(1, 3, 8))
     for wrong in (
         {"heads": None},

@@ -30,7 +30,7 @@ def test_nothing_is_scaled_in_training(law):
 
 
 def test_the_law_of_llama_4_has_the_same_form():
-    """Its steps of 8192 aside, 1 + 0.1 log(⌊n / 8192⌋ + 1) is the slope law where n is far beyond the trained length."""
+    """Its steps of 8192 aside, 1 + 0.1 log(⌊n / 8192⌋ + 1) is the slope law far beyond the trained length."""
     n = 8192 * 10_000
     theirs = 1 + 0.1 * math.log(math.floor(n / 8192) + 1)
     assert float(LogSlope(8192).factor(torch.tensor([[n - 1]]), False)) == pytest.approx(theirs, rel=1e-4)
@@ -91,7 +91,9 @@ def test_a_model_keeps_its_temperature_in_its_file(tmp_path):
 @pytest.mark.parametrize("position", ["alibi", "t5"])
 def test_a_factor_of_the_query_does_not_go_with_a_bias(position):
     with pytest.raises(InputError, match="multiplied into the queries"):
-        build(f"attention(heads=2, position={position}, temperature=log_scaling(trained=4))", dim=8)(torch.randn(1, 3, 8))
+        build(f"attention(heads=2, position={position}, temperature=log_scaling(trained=4))", dim=8)(
+            torch.randn(1, 3, 8)
+        )
 
 
 @pytest.mark.parametrize(

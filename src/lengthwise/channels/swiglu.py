@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from lengthwise.contract import Layout, SequenceModule, StateTree
 from lengthwise.errors import InputError
+from lengthwise.ops.linear import Linear
 
 
 class SwiGLU(SequenceModule):
@@ -33,8 +34,8 @@ class SwiGLU(SequenceModule):
         hidden = max(8, 8 * round(dim / 3)) if hidden is None else hidden
         if hidden < 1:
             raise InputError(f"hidden must be at least 1, got {hidden}")
-        self.gate_up = nn.Linear(dim, 2 * hidden, bias=bias)
-        self.down = nn.Linear(hidden, dim, bias=bias)
+        self.gate_up = Linear(dim, 2 * hidden, bias=bias)
+        self.down = Linear(hidden, dim, bias=bias)
         nn.init.normal_(self.gate_up.weight, std=0.02)
         nn.init.normal_(self.down.weight, std=0.02 / math.sqrt(depth))
         if bias:

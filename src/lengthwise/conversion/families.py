@@ -13,7 +13,9 @@ from lengthwise.channels.rwkv import RWKVChannels
 from lengthwise.contract import SequenceModule
 from lengthwise.conversion.family import EPS, Family, Reader, arguments, ratio
 from lengthwise.conversion.led import LEDFamily
+from lengthwise.conversion.llama import LlamaFamily, MistralFamily, Qwen2Family
 from lengthwise.conversion.longformer import LongformerFamily
+from lengthwise.conversion.t5 import T5Family
 from lengthwise.errors import InputError
 from lengthwise.mixers.falcon_mamba import FalconMamba
 from lengthwise.mixers.mamba import Mamba
@@ -189,6 +191,10 @@ FAMILIES: dict[str, Family] = {
         RWKVFamily(),
         LongformerFamily(),
         LEDFamily(),
+        T5Family(),
+        LlamaFamily(),
+        MistralFamily(),
+        Qwen2Family(),
     )
 }
 """The families, by transformers' model_type."""

@@ -75,9 +75,10 @@ class Family:
 
     def read(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of transformers by our names. What isn't known keeps its name."""
-        names = {theirs: ours for ours, theirs in self.names(model).items()}
         expected = own_tensors(model)
         tied = model.state_dict().keys() - expected.keys()
+        ordered = sorted(self.names(model).items(), key=lambda pair: pair[0] not in tied)
+        names = {theirs: ours for ours, theirs in ordered}  # where several of ours share one of theirs, its own stays
         found = {}
         for name, tensor in tensors.items():
             ours = names.get(name, name)

@@ -1,6 +1,7 @@
 """Models as transformers keeps them, both ways: a folder with config.json and safetensors.
 
     model = lw.load("mamba-130m-hf")                         a folder that transformers wrote
+    model = lw.load("SmolLM2-135M.gguf")                     a file of llama.cpp
     lengthwise.conversion.save_transformers(model, "out")    one that transformers reads
 
 Nothing of transformers itself is needed. Only safetensors and JSON are read, so that a stranger's file never runs code.
@@ -18,22 +19,27 @@ from torch import Tensor, nn
 from lengthwise.contract import SequenceModule
 from lengthwise.conversion.families import FAMILIES
 from lengthwise.conversion.family import Family
+from lengthwise.conversion.gguf_model import load_gguf
 from lengthwise.errors import InputError, unknown
 from lengthwise.models import loading
 from lengthwise.models.files import read_json, read_tensors, write_json, write_tensors
-from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights, own_tensors
+from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights, own_tensors, save_tokenizer
+from lengthwise.models.tokenizer import Tokenizer
 from lengthwise.ops.pattern import Pattern
+from lengthwise.positions.temperature import Temperature
 
 INDEX = "model.safetensors.index.json"
 """Where the weights are in several files, says which are in which."""
 
 
 def load(path: str | Path, parts: Mapping[str, type[SequenceModule]] | None = None) -> Any:
-    """The model in a folder that `save` or transformers wrote.
+    """The model in a folder that `save` or transformers wrote, or in a GGUF file, with its tokenizer.
 
     parts: the classes of parts that aren't the library's own.
-    Raises InputError where the folder holds no complete model of a known kind.
+    Raises InputError where there is no complete model of a known kind.
     """
+    if Path(path).is_file():
+        return load_gguf(Path(path))
     config = Path(path) / CONFIG
     if config.is_file() and is_transformers(read_json(config)):
         return load_transformers(path)
@@ -61,6 +67,7 @@ def load_transformers(path: str | Path) -> Any:
     model = family.build(settings, str(folder / CONFIG))
     tensors, source = read_weights(folder)
     load_weights(model, family.read(model, tensors), source)
+    model.tokenizer = Tokenizer.beside(folder)  # type: ignore[assignment]
     return model
 
 
@@ -84,14 +91,24 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
 
 
 def save_transformers(model: nn.Module, path: str | Path) -> None:
-    """Write a model to a folder as transformers keeps it, weights first.
+    """Write a model to a folder as transformers keeps it, weights first, and its tokenizer.
 
     Raises InputError for a model that transformers has no counterpart of.
     """
     family, folder = find_family(model), Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, family.write(model), {"format": "pt"})
-    write_json(folder / CONFIG, family.describe(model))
+    save_tokenizer(model, folder)
+    write_json(folder / CONFIG, {**family.describe(model), **special_tokens(model)})
+
+
+def special_tokens(model: nn.Module) -> dict[str, int]:
+    """The tokens with a meaning of their own, by transformers' names."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None or not tokenizer.settings:
+        return {}
+    found = {f"{name}_id": tokenizer.special(name) for name in ("bos_token", "eos_token", "pad_token")}
+    return {name: token for name, token in found.items() if token is not None}
 
 
 def find_family(model: nn.Module) -> Family:
@@ -121,7 +138,8 @@ def same(model: nn.Module, family: Family) -> bool:
 
 
 def setting(module: nn.Module) -> tuple[type, dict[str, Any]]:
-    """What a module is, and all that it keeps beside weights and parts of its own: numbers, words and patterns."""
-    plain = (bool, int, float, str, tuple, Pattern)
+    """What a module is, and all that it keeps beside weights and parts of its own: numbers, words, patterns and
+    temperatures."""
+    plain = (bool, int, float, str, tuple, Pattern, Temperature)
     kept = {name: value for name, value in vars(module).items() if isinstance(value, plain) and name != "training"}
     return type(module), kept

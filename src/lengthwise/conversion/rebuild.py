@@ -41,7 +41,7 @@ FILLS: dict[str, Callable[[Tensor, int], Tensor]] = {"tile": tile, "interpolate"
 
 
 def rebuild(model: M, *, layers: str | None = None, length: int | None = None, fill: str = "tile") -> M:
-    """A model like the given one, with copies of its weights.
+    """A model like the given one, with copies of its weights and its tokenizer.
 
     layers: its expression, where it is to be another; the parts must have weights of the same names and shapes. Global
     projections of `longformer` that the model doesn't have begin as copies of the local ones. length: of its table of
@@ -77,6 +77,7 @@ def rebuild(model: M, *, layers: str | None = None, length: int | None = None, f
                 if given.shape != tensor.shape:
                     raise InputError(f"{name!r} is {list(given.shape)} and should be {list(tensor.shape)}")
                 tensor.copy_(given)
+    built.tokenizer = model.tokenizer  # type: ignore[assignment]
     for name, part in built.named_modules():
         if isinstance(part, Longformer) and f"{name}.global_q_proj.weight" not in have:
             part.copy_projections()

@@ -26,7 +26,7 @@ def generate(
 ) -> Iterator[int]:
     """The tokens that a language model continues a prompt with, each as soon as it is chosen.
 
-    prompt: a text (for a model of bytes), bytes, or tokens [length]; read in chunks, then one token at a time is read
+    prompt: a text or its bytes, for a model with a tokenizer or of bytes, or tokens [length]; read in chunks, then one token at a time is read
     from the state. state: what `model` returned for tokens before the prompt, to go on from; it is not changed.
     source: what an encoder-decoder answers, in the place of a state; the prompt is what its answer begins with.
     seed: the same seed gives the same tokens; None draws a new one. For the rest see `Sampling`.

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lengthwise.errors import InputError
+from lengthwise.models.tokenizer import Tokenizer
 
 Prompt = str | bytes | Sequence[int] | Int[Tensor, " tokens"]
-"""Tokens to continue. A text is read as its bytes in UTF-8."""
+"""Tokens to continue. A text is read by the model's tokenizer, or as its bytes in UTF-8 where it has none."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ class Sampling:
         return int(torch.multinomial(self.probabilities(logits.cpu()), 1, generator=generator))
 
 
-def as_tokens(prompt: Prompt) -> Int[Tensor, " tokens"]:
-    """The tokens of a prompt."""
+def as_tokens(prompt: Prompt, tokenizer: Tokenizer | None = None, first: bool = True) -> Int[Tensor, " tokens"]:
+    """The tokens of a prompt. first: nothing stands before it, so that a text begins as the tokenizer begins one."""
+    if isinstance(prompt, str | bytes) and tokenizer is not None:
+        prompt = (tokenizer.first if first else []) + tokenizer.encode(prompt)
     if isinstance(prompt, str):
         prompt = prompt.encode("utf-8")
     if isinstance(prompt, Tensor):

@@ -17,6 +17,7 @@ from lengthwise.generation.sampling import Prompt, Sampling, as_tokens
 from lengthwise.models.encoder_decoder import EncoderDecoder
 from lengthwise.models.saving import own_tensors
 from lengthwise.models.states import load_state, save_state
+from lengthwise.models.tokenizer import Tokenizer
 
 CHUNK = 1024
 """Tokens of a prompt that are read at a time."""
@@ -44,7 +45,7 @@ def prefill(
     to go on from. sources: for an encoder-decoder, what each prompt begins the answer to. Raises InputError where there
     is no prompt or one is empty.
     """
-    rows = [as_tokens(prompt) for prompt in prompts]
+    rows = [as_tokens(prompt, tokenizer_of(model)) for prompt in prompts]
     lengths = [len(row) for row in rows]
     if not all(lengths) or not rows:
         raise InputError(f"give one prompt or more of at least one token each, got lengths {lengths}")
@@ -62,7 +63,7 @@ def encode(model: nn.Module, sources: Sequence[Prompt]) -> StateTree:
     """
     if not isinstance(model, EncoderDecoder):
         raise InputError(f"a {type(model).__name__} reads no source; give it what to go on from as the prompt")
-    rows = [as_tokens(source) for source in sources]
+    rows = [as_tokens(source, tokenizer_of(model)) for source in sources]
     for row in rows:
         require_known(row, model.encoder.vocab_size)
     device, lengths = next(model.parameters()).device, [len(row) for row in rows]
@@ -70,6 +71,14 @@ def encode(model: nn.Module, sources: Sequence[Prompt]) -> StateTree:
     layout = None if len(set(lengths)) == 1 else Layout.padded(lengths, "right", device)
     with evaluating(model):
         return model.encode(tokens.to(device), layout)
+
+
+def tokenizer_of(model: nn.Module) -> Tokenizer | None:
+    """The tokenizer of a model, which must fit it; None for a model of bytes."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None:
+        tokenizer.require(model.vocab_size)
+    return tokenizer
 
 
 @contextmanager
@@ -123,7 +132,7 @@ class Session:
 
     def read(self, prompt: Prompt) -> None:
         """Take tokens in after what is there already."""
-        tokens = as_tokens(prompt)
+        tokens = as_tokens(prompt, tokenizer_of(self.model), self.state is None and not len(self.unread))
         vocabulary = getattr(self.model, "vocab_size", None)
         if vocabulary is not None:
             require_known(tokens, vocabulary)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from typing import Any
+from typing import ClassVar
 
 from lengthwise.errors import InputError
+from lengthwise.models.tokenizer import Tokenizer
+
+BEFORE = 8
+"""Tokens of a prompt that are decoded together with what comes after it."""
 
 
 class ByteText:
@@ -13,6 +17,8 @@ class ByteText:
     given out as U+FFFD."""
 
     vocab_size = 256
+    first: ClassVar[list[int]] = []
+    last: ClassVar[int | None] = None
 
     def __init__(self) -> None:
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -31,18 +37,23 @@ class ByteText:
 
 
 class TokenizerText:
-    """Tokens of a Hugging Face tokenizer. What a token means can depend on those before it, so the latest are decoded
-    together with it, and only what is new and complete is given out."""
+    """Tokens of a tokenizer. What a token means can depend on those before it, so the latest are decoded together with
+    it, and only what is new and complete is given out.
 
-    def __init__(self, tokenizer: Any):
+    first: the tokens before the first text of a sequence. last: the token that ends a text, where there is one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.vocab_size: int = tokenizer.get_vocab_size()
+        self.first, self.last = tokenizer.first, tokenizer.special("eos_token")
         self.told: list[int] = []
         self.held: list[int] = []
 
     def encode(self, text: bytes) -> list[int]:
-        """The tokens of a text in UTF-8."""
-        return self.tokenizer.encode(text.decode("utf-8", errors="replace"), add_special_tokens=False).ids
+        """The tokens of a text in UTF-8, which what is pushed afterwards goes on with."""
+        tokens = self.tokenizer.encode(text)
+        self.told, self.held = tokens[-BEFORE:], []
+        return tokens
 
     def push(self, token: int) -> str:
         """The text that a further token completes."""
@@ -58,20 +69,15 @@ class TokenizerText:
         return self._new()
 
     def _new(self) -> str:
-        before = self.tokenizer.decode(self.told, skip_special_tokens=False)
-        return self.tokenizer.decode(self.told + self.held, skip_special_tokens=False)[len(before) :]
+        before = self.tokenizer.decode(self.told)
+        return self.tokenizer.decode(self.told + self.held)[len(before) :]
 
 
-def text_of(tokenizer: Any, vocab_size: int) -> ByteText | TokenizerText:
+def text_of(tokenizer: Tokenizer | None, vocab_size: int) -> ByteText | TokenizerText:
     """How tokens of a model become text: through the tokenizer it was trained with, or as bytes without one."""
     if tokenizer is not None:
-        text = TokenizerText(tokenizer)
-        if text.vocab_size > vocab_size:
-            raise InputError(
-                f"the tokenizer has a vocabulary of {text.vocab_size} and the model one of {vocab_size}; "
-                "give the one that it was trained with"
-            )
-        return text
+        tokenizer.require(vocab_size)
+        return TokenizerText(tokenizer)
     if vocab_size != ByteText.vocab_size:
         raise InputError(f"the model has a vocabulary of {vocab_size}, which isn't bytes; give its --tokenizer")
     return ByteText()

@@ -18,6 +18,7 @@ from lengthwise.mixers.mega import TCNCA, Mega
 from lengthwise.mixers.megalodon import Megalodon
 from lengthwise.mixers.min_rnn import MinGRU, MinLSTM
 from lengthwise.mixers.moving_average import ComplexEMA, DampedEMA
+from lengthwise.mixers.relative_attention import RelativeAttention
 from lengthwise.mixers.rnn import GRU, LSTM
 from lengthwise.mixers.routing_attention import RoutingAttention
 from lengthwise.mixers.rrwkv import RRWKV
@@ -28,6 +29,7 @@ from lengthwise.mixers.tcn import TCN
 MIXERS: dict[str, type[SequenceModule]] = {
     "attention": Attention,
     "chunked_attention": ChunkedAttention,
+    "relative_attention": RelativeAttention,
     "coca_attention": CoCAAttention,
     "block_recurrent": BlockRecurrent,
     "dilated_attention": DilatedAttention,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from lengthwise.errors import InputError
 from lengthwise.mixers.heads import check_heads
 from lengthwise.ops.attention import attention
 from lengthwise.ops.bias import Bias
+from lengthwise.ops.linear import Linear
 from lengthwise.ops.pattern import Pattern
 from lengthwise.ops.patterns import causal as up_to_itself
 from lengthwise.ops.patterns import full, window
@@ -91,10 +93,10 @@ class Attention(SequenceModule):
         self.chunk = None if self.keeps_all else self.pattern.period
         self.receptive_field = self.pattern.receptive_field() if causal else None
         query_dim, key_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = nn.Linear(dim, query_dim, bias=bias)
-        self.k_proj = nn.Linear(dim, key_dim, bias=bias)
-        self.v_proj = nn.Linear(dim, key_dim, bias=bias)
-        self.o_proj = nn.Linear(query_dim, dim, bias=bias)
+        self.q_proj = Linear(dim, query_dim, bias=bias)
+        self.k_proj = Linear(dim, key_dim, bias=bias)
+        self.v_proj = Linear(dim, key_dim, bias=bias)
+        self.o_proj = Linear(query_dim, dim, bias=bias)
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
             nn.init.normal_(projection.weight, std=0.02 / (math.sqrt(depth) if projection is self.o_proj else 1))
             if bias:
@@ -184,6 +186,8 @@ class Attention(SequenceModule):
             keys, of_keys = split_sums(keys, self.head_dim, self.heads)
             sums = of_keys[:, of_keys.shape[1] - count :], of_keys
         places = context.positions
+        if encoding.by_distance and context.consecutive:  # one count for all rows, whatever documents are packed there
+            places = torch.arange(keys.shape[1], device=keys.device)[None]
         added = encoding.bias(places[:, places.shape[1] - count :], places, self.heads, sums)
         if added is None:
             raise InputError(f"{type(encoding).__name__} names the hook 'bias' and gives none")

@@ -1,4 +1,4 @@
-"""Collinear constrained attention: keys that point where the query points, in every plane that rotary positions turn."""
+"""Collinear constrained attention: keys point where the query points, in every plane that rotary positions turn."""
 
 from __future__ import annotations
 

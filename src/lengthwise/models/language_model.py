@@ -13,6 +13,7 @@ from lengthwise.contract import Layout, SequenceModule, State, StateTree
 from lengthwise.errors import InputError
 from lengthwise.models.embedding import TokenStack, model_config, place
 from lengthwise.models.saving import save_model
+from lengthwise.ops.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class LanguageModel(TokenStack):
         if not self.stack.causal:
             raise InputError(f"a language model must be causal, and these layers are not: {layers}")
         self.config = config
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.head = Linear(dim, vocab_size, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
         if tie:
             self.embedding.weight = self.head.weight

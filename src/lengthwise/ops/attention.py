@@ -18,7 +18,6 @@ None of them is approximate, and none but the small one holds a [queries, keys] 
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any
 
 import torch
@@ -122,15 +121,24 @@ def attention(
             return o
         if bias is None:
             return by_structure(q, k, v, visibility, scale, consecutive)
+    return recomputed(q, k, v, pattern, bias, scale, where)
+
+
+@torch.compiler.disable
+def recomputed(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, bias: Bias | None, scale: float | None, where: dict[str, Any]
+) -> Tensor:
+    """Attention by tiles that the backward pass computes again."""
     return flash_attention(q, k, v, pattern=pattern, bias=bias, scale=scale, **where)[0]
 
 
 def _alike(patterns: tuple[Pattern, ...], heads: int) -> list[tuple[slice, Pattern]]:
     """Runs of neighbouring heads that see alike, and what they see."""
-    size, found = heads // len(patterns), []
-    for pattern, run in itertools.groupby(range(len(patterns)), key=patterns.__getitem__):
-        numbers = list(run)
-        found.append((slice(numbers[0] * size, (numbers[-1] + 1) * size), pattern))
+    size, found, begin = heads // len(patterns), [], 0
+    for end in range(1, len(patterns) + 1):
+        if end == len(patterns) or patterns[end] != patterns[begin]:
+            found.append((slice(begin * size, end * size), patterns[begin]))
+            begin = end
     return found
 
 
@@ -200,8 +208,7 @@ def written(
 ) -> Tensor | None:
     """Attention under a mask and a bias that are written out, where they are small, or in parts where no backward pass
     would keep them all; None where they are large."""
-    queries, keys = q.shape[1], k.shape[1]
-    size = _size(q, k, visibility, bias)
+    queries, size = q.shape[1], _size(q, k, visibility, bias)
     if size <= WRITTEN and (bias is not None or not _sparse(visibility, consecutive)):
         added = None if bias is None else bias.written()
         return dense(q, k, v, scale, written_mask(visibility, added, q.dtype))

@@ -19,13 +19,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
+from torch.nn import functional
+
+from lengthwise.ops import fused
 
 EVERY = slice(None)
 """All queries, or all keys."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How a tile of a bias lies in memory: b_ij = values[offset + indices · strides] + levels_i.
+
+    values: all in one row. strides: of rows, heads, queries and keys, 0 where one serves all; that of queries may be
+    negative, that of keys is 0 or 1. levels: [rows or 1, heads or 1, queries], or None for nothing.
+    """
+
+    values: Float[Tensor, " numbers"]
+    offset: int
+    strides: tuple[int, int, int, int]
+    levels: Float[Tensor, "rows heads queries"] | None = None
+
+    @staticmethod
+    def of(tile: Float[Tensor, "rows heads queries keys"], dtype: torch.dtype) -> View:
+        """That of a tensor."""
+        tile = tile.detach().to(dtype)
+        strides = [0 if size == 1 else stride for size, stride in zip(tile.shape, tile.stride(), strict=True)]
+        if strides[3] not in (0, 1):
+            return View.of(tile.contiguous(), dtype)
+        extent = sum((size - 1) * stride for size, stride in zip(tile.shape, strides, strict=True)) + 1
+        b, h, i, j = strides
+        return View(tile.as_strided((extent,), (1,)), 0, (b, h, i, j))
 
 
 class Bias:
@@ -48,6 +78,10 @@ class Bias:
     def tile(self, queries: slice, keys: slice) -> Float[Tensor, "rows heads queries keys"]:
         """b of some queries and keys, differentiable; a view where that is possible, of any strides."""
         raise NotImplementedError
+
+    def view(self, queries: slice, keys: slice, dtype: torch.dtype) -> View:
+        """The same tile as kernels read it, without a graph."""
+        return View.of(self.tile(queries, keys), dtype)
 
     def scaled(self, factor: float) -> Bias:
         """The bias times a number."""
@@ -143,6 +177,12 @@ class Difference(Bias):
         """The differences of these queries and keys."""
         return self.f[:, :, queries, None] - self.g[:, :, None, keys]
 
+    def view(self, queries: slice, keys: slice, dtype: torch.dtype) -> View:
+        """A number for each key, and one for each query, both from the first key on, since sums may be large."""
+        f, g = self.f[:, :, queries].detach(), self.g[:, :, keys].detach()
+        rows = View.of((g[:, :, :1] - g)[:, :, None], dtype)
+        return replace(rows, levels=(f - g[:, :, :1]).to(dtype))
+
     def scaled(self, factor: float) -> Difference:
         """Both times a number."""
         return Difference(self.f * factor, self.g * factor)
@@ -189,6 +229,20 @@ class Relative(Bias):
         begin = columns.start - (rows.stop - 1) + self.queries - 1
         windows = self.table[:, begin : begin + len(rows) + len(columns) - 1].unfold(1, len(columns), 1)
         return windows.flip(1)[None]
+
+    def view(self, queries: slice, keys: slice, dtype: torch.dtype) -> View:
+        """The table itself, read one place earlier from row to row."""
+        rows, columns = range(self.queries)[queries], range(self.shape[3])[keys]
+        table = self.table.detach().to(dtype).contiguous()
+        offset = columns.start - rows.start + self.queries - 1
+        return View(table.view(-1), offset, (0, 0 if len(table) == 1 else table.shape[1], -1, 1))
+
+    def add_gradients(self, into: Sequence[Tensor], d_logits: Tensor, queries: slice, keys: slice) -> None:
+        """Sums along the diagonals."""
+        rows, columns = range(self.queries)[queries], range(self.shape[3])[keys]
+        begin = columns.start - (rows.stop - 1) + self.queries - 1
+        part = into[0][:, begin : begin + len(rows) + len(columns) - 1]
+        part += diagonals(d_logits.to(part.dtype), len(part))
 
     def scaled(self, factor: float) -> Relative:
         """The table times a number."""
@@ -313,6 +367,20 @@ def follow(positions: Num[Tensor, "rows length"]) -> bool:
     if len(positions) != 1 or positions.is_floating_point() or not positions.shape[1]:
         return False
     return torch.compiler.is_compiling() is False and bool((positions.diff(dim=1) == 1).all())
+
+
+def diagonals(x: Float[Tensor, "batch heads queries keys"], heads: int) -> Float[Tensor, "heads span"]:
+    """The sums of the diagonals, from the last query and first key on; of all heads together where heads is 1."""
+    rows, columns = x.shape[2:]
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        kernels: Any = import_module("lengthwise.ops.numba_flash_attention")
+        total = x.new_zeros(heads, rows + columns - 1)
+        kernels.add_diagonals(*fused.arrays(x), total.numpy())
+        return total
+    # Rows a place longer than they lie apart shift each one further.
+    x = x.sum(0).sum_to_size(heads, rows, columns).flip(1)
+    padded = functional.pad(x, (0, rows)).flatten(1)[:, : rows * (rows + columns - 1)]
+    return padded.unflatten(1, (rows, -1)).sum(1)
 
 
 def place(values: Tensor, queries: slice, keys: slice) -> Tensor:

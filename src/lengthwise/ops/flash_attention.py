@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lengthwise.errors import InputError
+from lengthwise.ops import fused_flash_attention
 from lengthwise.ops.bias import Bias, Written
 from lengthwise.ops.pattern import Pattern
 from lengthwise.ops.patterns import causal
@@ -98,16 +99,15 @@ class FlashAttention(torch.autograd.Function):
         ctx: Any, tiling: Tiling, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
         """O and LSE."""
-        batch, queries, kv_heads = q.shape[0], q.shape[1], k.shape[2]
+        batch, kv_heads = q.shape[0], k.shape[2]
         dtype = torch.promote_types(q.dtype, torch.float32)
         with torch.autocast(q.device.type, enabled=False):
             stacked = stack(q, kv_heads, dtype) * tiling.scale
             keys, values = stack(k, kv_heads, dtype)[:, 0], stack(v, kv_heads, dtype)[:, 0]
-            o = values.new_zeros(batch * kv_heads, tiling.groups, queries, v.shape[3])
-            lse = o.new_full((*o.shape[:3], 1), -torch.inf)
-            for rows, tiles in tiling.rows():
-                part = accumulate(tiling, stacked[:, :, rows].flatten(1, 2), keys, values, rows, tiles)
-                o[:, :, rows], lse[:, :, rows] = (t.unflatten(1, (tiling.groups, -1)) for t in part)
+            if q.device.type == "cpu":
+                o, lse = fused_flash_attention.forward(tiling, stacked, keys, values)
+            else:
+                o, lse = forward(tiling, stacked, keys, values)
             output, lse = unstack(o, batch, q.dtype), unstack(lse, batch, dtype).squeeze(-1)
         ctx.tiling = tiling
         ctx.save_for_backward(q, k, v, output, lse, *inputs)
@@ -121,33 +121,57 @@ class FlashAttention(torch.autograd.Function):
         tiling: Tiling = ctx.tiling
         batch, kv_heads, dtype = q.shape[0], k.shape[2], lse.dtype
         with torch.autocast(q.device.type, enabled=False):
-            stacked, d_o = (stack(t, kv_heads, dtype) for t in (q, grad_o))
+            stacked, d_o = stack(q, kv_heads, dtype) * tiling.scale, stack(grad_o, kv_heads, dtype)
             keys, values = stack(k, kv_heads, dtype)[:, 0], stack(v, kv_heads, dtype)[:, 0]
             delta = ((grad_o.to(dtype) * output.to(dtype)).sum(-1) - grad_lse).unsqueeze(-1)
             delta, level = stack(delta, kv_heads, dtype), stack(lse.unsqueeze(-1), kv_heads, dtype)
             empty = level == -torch.inf
             delta, level = delta.masked_fill(empty, 0), level.masked_fill(empty, torch.inf)
-            d_q, d_k, d_v = torch.empty_like(stacked), torch.zeros_like(keys), torch.zeros_like(values)
-            learned = any(ctx.needs_input_grad[4:])
             d_inputs = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, dtype)) for x in inputs]
-            for rows, tiles in tiling.rows():
-                q_tile, do_tile, delta_tile, level_tile = (
-                    t[:, :, rows].flatten(1, 2) for t in (stacked, d_o, delta, level)
-                )
-                q_tile = q_tile * tiling.scale
-                dq_tile = torch.zeros_like(q_tile)
-                for columns, masked in tiles:
-                    p = tiling.logits(q_tile, keys, rows, columns, masked).sub_(level_tile).exp_()
-                    d_v[:, columns].baddbmm_(p.mT, do_tile)
-                    d_s = torch.bmm(do_tile, values[:, columns].mT).sub_(delta_tile).mul_(p)
-                    dq_tile.baddbmm_(d_s, keys[:, columns])
-                    d_k[:, columns].baddbmm_(d_s.mT, q_tile)
-                    if learned:
-                        by_head = d_s.view(batch, -1, rows.stop - rows.start, columns.stop - columns.start)
-                        tiling.bias.add_gradients(d_inputs, by_head, rows, columns)
-                d_q[:, :, rows] = dq_tile.mul_(tiling.scale).unflatten(1, (tiling.groups, -1))
+            wanted = d_inputs if any(ctx.needs_input_grad[4:]) else []
+            form = fused_flash_attention.backward if q.device.type == "cpu" else backward
+            d_q, d_k, d_v = form(tiling, stacked, keys, values, d_o, level, delta, wanted)
+            d_q *= tiling.scale
             gradients = (unstack(d_q, batch, q.dtype), *(unstack(t[:, None], batch, k.dtype) for t in (d_k, d_v)))
         return None, *gradients, *(d.to(x.dtype) for d, x in zip(d_inputs, inputs, strict=True))
+
+
+def forward(tiling: Tiling, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """O, [batch · kv_heads, groups, queries, value_dim], and LSE of the same with 1. q carries the scale."""
+    o = values.new_empty(*q.shape[:3], values.shape[2])
+    lse = o.new_empty(*o.shape[:3], 1)
+    for rows, tiles in tiling.rows():
+        part = accumulate(tiling, q[:, :, rows].flatten(1, 2), keys, values, rows, tiles)
+        o[:, :, rows], lse[:, :, rows] = (t.unflatten(1, (tiling.groups, -1)) for t in part)
+    return o, lse
+
+
+def backward(
+    tiling: Tiling,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    d_o: Tensor,
+    level: Tensor,
+    delta: Tensor,
+    d_inputs: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, keys and values. level: LSE, ∞ where nothing is seen. d_inputs: of the bias, are added to."""
+    d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
+    for rows, tiles in tiling.rows():
+        q_tile, do_tile, level_tile, delta_tile = (t[:, :, rows].flatten(1, 2) for t in (q, d_o, level, delta))
+        dq_tile = torch.zeros_like(q_tile)
+        for columns, masked in tiles:
+            p = tiling.logits(q_tile, keys, rows, columns, masked).sub_(level_tile).exp_()
+            d_v[:, columns].baddbmm_(p.mT, do_tile)
+            d_s = torch.bmm(do_tile, values[:, columns].mT).sub_(delta_tile).mul_(p)
+            dq_tile.baddbmm_(d_s, keys[:, columns])
+            d_k[:, columns].baddbmm_(d_s.mT, q_tile)
+            if d_inputs and tiling.bias is not None:
+                by_head = d_s.view(tiling.batch, -1, rows.stop - rows.start, columns.stop - columns.start)
+                tiling.bias.add_gradients(d_inputs, by_head, rows, columns)
+        d_q[:, :, rows] = dq_tile.unflatten(1, (tiling.groups, -1))
+    return d_q, d_k, d_v
 
 
 def accumulate(

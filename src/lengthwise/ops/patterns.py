@@ -120,7 +120,7 @@ def documents() -> Pattern:
     return Pattern((Term(documents=True),))
 
 
-def hard_alibi(heads: int, masked: int | None = None) -> Pattern:
+def hard_alibi(*, heads: int, masked: int | None = None) -> Pattern:
     """Hard-ALiBi: masked head a = 0, 1, … sees the query's own place and the a before it, and the heads after the
     `masked` ones see all of the past.
 

@@ -25,6 +25,7 @@ class ALiBi(Position):
     """
 
     hooks: ClassVar[tuple[Hook, ...]] = ("bias",)
+    by_distance = True
 
     def bias(
         self,

@@ -36,11 +36,15 @@ class Position(nn.Module):
     since a bias may depend on the position of the query too. The positions of padding mean nothing. An encoding with
     `steps` has `bias` too, so whatever has no room for a bias refuses both.
 
+    With `by_distance` the bias depends on positions by their differences alone, so that a caller may count them from
+    anywhere, as along a row of several documents.
+
     A model passes one object down to all its layers, which share its parameters. With `per_layer`, which a class or an
     object may set, every layer gets a copy with parameters of its own instead: `for_layer`.
     """
 
     hooks: ClassVar[tuple[Hook, ...]] = ()
+    by_distance: ClassVar[bool] = False
     per_layer: bool = False
 
     def has(self, hook: str) -> bool:

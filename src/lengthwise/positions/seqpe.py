@@ -33,15 +33,15 @@ class SeqPE(Position):
         input_add     x_i ← x_i + e(i)
 
     Any number that can be written can be read, whatever length was trained. Beside the task it is trained by the two
-    losses of `seqpe_losses`, which it leaves as `auxiliary` in training; and with probability `shift` a pass in training
-    has its positions begin at random elsewhere, one start for all rows (the released code draws one for each group of
-    rows), on which the transfer loss isn't computed. Shifts need a model that begins passes; in training a sequence that
-    goes on from a state whose keys were multiplied or added to may find them shifted otherwise.
+    losses of `seqpe_losses`, which it leaves as `auxiliary` in training; and with probability `shift` a pass in
+    training has its positions begin at random elsewhere, one start for all rows (the released code draws one for each
+    group of rows), on which the transfer loss isn't computed. Shifts need a model that begins passes; in training a
+    sequence that goes on from a state whose keys were multiplied or added to may find them shifted otherwise.
 
     heads: the number of query heads of the attention that it serves. kv_heads: of keys, for attn_mul and attn_add.
     head_dim: D, dim / heads by default. use: one of the four. width: of the encoder, whose published form is as wide as
-    the model; e is as wide as the encoder, or as the model for input_add. blocks: how many it has. positions: P, how many can
-    be told apart on each axis. grid: the sizes of all axes but the first, for tokens laid out in more than one
+    the model; e is as wide as the encoder, or as the model for input_add. blocks: how many it has. positions: P, how
+    many can be told apart on each axis. grid: the sizes of all axes but the first, for tokens laid out in more than one
     dimension and read row by row: 8 for pictures with rows of 8, [4, 8] for films of such pictures with 4 rows each.
     strength: s. dropout: in the encoder. contrast, transfer, shift, trained, samples, choices, reduction: see
     `Objective`; the published language models have 0.1, 0.1 and 0.1, 16 samples and 32 choices.
@@ -105,7 +105,7 @@ class SeqPE(Position):
         encoder = DigitEncoder(
             outputs, width=width, blocks=blocks, positions=positions, axes=1 + len(sides), dropout=dropout
         )
-        self.encodings = Encodings(encoder, goal, sides, (self.read,) if use == "attn_scalar" else ())
+        self.encodings = Encodings(encoder, goal, sides, () if self.read is None or self.per_layer else (self.read,))
 
     def _map(self, outputs: int) -> nn.Linear | None:
         """W and b of this use."""

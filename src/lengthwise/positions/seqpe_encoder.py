@@ -111,8 +111,8 @@ class DigitEncoder(nn.Module):
     A: [axes, width] where there is more than one axis, c: [width]. Each token sees those before it and itself, so that
     what numbers with the same first digits have in common is computed once; of the last block only the summary is.
 
-    outputs: the width of e. positions: P of each axis; M is the number of digits of P − 1. blocks: how many, with heads of
-    width 64. dropout: on the residual branches in training; 0.1 in the published language models.
+    outputs: the width of e. positions: P of each axis; M is the number of digits of P − 1. blocks: how many, with heads
+    of width 64. dropout: on the residual branches in training; 0.1 in the published language models.
     All weights begin as N(0, 0.02), biases as 0. E, F and A are kept from weight decay.
 
     Raises InputError for sizes below 1, a width above 64 that 64 doesn't divide, more than 18 digits, and positions

@@ -30,8 +30,8 @@ class Objective:
     contrast, transfer: weights of the two losses. shift: the probability that a pass in training has its positions
     elsewhere. trained: the length of the window that far ones shall behave as, that of the pass where it is None.
     samples: pivots of the contrastive loss, and far windows of the other. choices: candidates of each pivot, and places
-    of each window. heads: how many parts of e meet in a similarity of their own in the transfer loss. reduction: of that
-    loss, see `seqpe_losses.transfer_loss`.
+    of each window. heads: how many parts of e meet in a similarity of their own in the transfer loss. reduction: of
+    that loss, see `seqpe_losses.transfer_loss`.
     """
 
     contrast: float = 0.1
@@ -92,10 +92,10 @@ class Encodings(nn.Module):
     parameters stay what they are (by their addresses and version counters, which assignments through `.data` don't
     count), and grows with the positions that are asked for.
 
-    also: what its owner makes more of e with, on which the table depends too. grid: the sizes of all axes but the first, by which a place
-    in a row of tokens is turned into coordinates; empty for one axis. In training the losses of `objective` are left in
-    `auxiliary` once for each table that is made, with one start for all rows where windows are shifted. Compiled passes
-    have neither losses nor shifts, since they make no table.
+    also: what its owner makes more of e with, on which the table depends too. grid: the sizes of all axes but the
+    first, by which a place in a row of tokens is turned into coordinates; empty for one axis. In training the losses of
+    `objective` are left in `auxiliary` once for each table that is made, with one start for all rows where windows are
+    shifted. Compiled passes have neither losses nor shifts, since they make no table.
     """
 
     def __init__(

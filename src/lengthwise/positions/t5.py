@@ -32,6 +32,7 @@ class T5(Position):
     """
 
     hooks: ClassVar[tuple[Hook, ...]] = ("bias",)
+    by_distance = True
 
     def __init__(
         self, *, heads: int | None = None, causal: bool = True, buckets: int = 32, max_distance: int = 128

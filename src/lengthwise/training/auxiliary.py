@@ -1,7 +1,7 @@
 """What parts add to the loss of training: balance, commitment, sparsity.
 
-A part, or any module inside one, such as what encodes positions, leaves it as its attribute `auxiliary` whenever it runs
-in training mode. `fit` and the trainer add the sum:
+A part, or any module inside one, such as what encodes positions, leaves it as its attribute `auxiliary` whenever it
+runs in training mode. `fit` and the trainer add the sum:
 
     loss = loss(model, batch) + Σ_parts auxiliary
 """

@@ -1,0 +1,136 @@
+"""What position encodings cost: a training step and a decoding step of dense attention, with each and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lengthwise.benches.attention import FRAMEWORK, framework, products
+from lengthwise.benches.row import Row
+from lengthwise.contract import SequenceModule
+from lengthwise.measure import interleaved, matmul_rate, peak_bytes, read_bandwidth
+from lengthwise.models.build import build
+from lengthwise.ops.attention import attention as attend
+from lengthwise.ops.relative_content import RelativeContent, relative_content_reference
+from lengthwise.positions import POSITIONS
+
+DIM, HEADS, LENGTH, CONTEXT = 512, 8, 2048, 8192
+
+EXPRESSIONS = {"randomised": f"randomised(rope, length={8 * CONTEXT})"}
+"""What is measured of an encoding that doesn't stand alone."""
+
+PLAIN = "none"
+
+
+def positions() -> Iterator[Row]:
+    """A dense attention layer with each encoding that acts inside it, over the same layer without one."""
+    layers = {name: layer(name) for name in encodings()}
+    rate = matmul_rate()
+    x = torch.randn(1, LENGTH, DIM)
+    times = interleaved({name: trained(module, x) for name, module in layers.items()}, repeats=7)
+    flops = products(LENGTH * (LENGTH + 1) // 2) + 3 * 2 * 4 * LENGTH * DIM**2
+    for name, seconds in times.items():
+        title = f"attention layer with {name}, training step, L {LENGTH}, dim {DIM}, {HEADS} heads"
+        yield Row(title, seconds, over(times, name), flops / seconds / rate, "matrix products, float32")
+    bandwidth = read_bandwidth()
+    with torch.no_grad():
+        times = interleaved({name: decoder(module) for name, module in layers.items()}, repeats=40, warmup=3)
+    size = 4 * (2 * CONTEXT * DIM + 4 * DIM**2)
+    for name, seconds in times.items():
+        title = f"attention layer with {name}, one token appended to {CONTEXT}, dim {DIM}, {HEADS} heads"
+        yield Row(title, seconds, over(times, name), size / seconds / bandwidth, "reading memory")
+
+
+def encodings() -> list[str]:
+    """Those that act inside a layer; the first has no position."""
+    acting = [name for name, kind in POSITIONS.items() if name != PLAIN and tuple(kind.hooks) != ("embed",)]
+    return [PLAIN, *acting]
+
+
+def layer(name: str) -> SequenceModule:
+    """The attention layer with an encoding."""
+    if name == PLAIN:
+        return build(f"attention(heads={HEADS})", dim=DIM)
+    return build(f"attention(heads={HEADS}, position={EXPRESSIONS.get(name, name)})", dim=DIM)
+
+
+def over(times: dict[str, float], name: str) -> dict[str, float]:
+    """The ratio to no position."""
+    return {} if name == PLAIN else {"no position": times[PLAIN] / times[name]}
+
+
+def trained(module: SequenceModule, x: Tensor) -> Callable[[], object]:
+    """A function that runs a forward and a backward pass, beginning as a model's would."""
+    x = x.clone().requires_grad_()
+    leaves = [x, *(p for p in module.parameters() if p.requires_grad)]
+
+    def step() -> object:
+        begin(module)
+        return torch.autograd.grad(module(x)[0].sum(), leaves, allow_unused=True)
+
+    return step
+
+
+def decoder(module: SequenceModule) -> Callable[[], object]:
+    """A function that decodes a further token each time it is called."""
+    module.eval()
+    begin(module)
+    with torch.no_grad():
+        _, state = module(torch.randn(1, CONTEXT, DIM))
+    token = torch.randn(1, 1, DIM)
+
+    def step() -> object:
+        nonlocal state
+        y, state = module(token, state)
+        return y
+
+    return step
+
+
+def begin(module: SequenceModule) -> None:
+    """What a model does before its layers."""
+    position = getattr(module, "position", None)
+    if position is not None:
+        position.begin_pass(module.training)
+
+
+def relative_attention() -> Iterator[Row]:
+    """Relative embeddings read by content: time over attention without them, and memory of the direct form, which is
+    measured with one head at a length that fits and grows with the square of it."""
+    length, channels, rate = 4096, 64, matmul_rate()
+    q, k, v, grad = (torch.randn(1, length, HEADS, channels) for _ in range(4))
+    table = torch.randn(HEADS, length, channels) * channels**-0.5
+    leaves = [x.requires_grad_() for x in (q, k, v, table)]
+
+    def relative() -> object:
+        bias = RelativeContent(q.transpose(1, 2), table, length, length - 1, channels**-0.5)
+        return torch.autograd.grad(attend(q, k, v, bias=bias), leaves, grad)
+
+    def plain() -> object:
+        return torch.autograd.grad(framework(q, k, v), leaves[:3], grad)
+
+    times = interleaved({"relative": relative, "plain": plain}, repeats=3)
+    small = 512
+    direct = direct_bytes(small, channels) * HEADS * (length // small) ** 2
+    yield Row(
+        f"relative attention forward and backward, causal, L {length}, {HEADS} heads of {channels}",
+        times["relative"],
+        {FRAMEWORK: times["plain"] / times["relative"]},
+        products(length * (length + 1) // 2) * 10 / 7 / times["relative"] / rate,
+        "matrix products, float32",
+        f"memory {direct / peak_bytes(relative):.0f} times below the direct form, scaled from {small} tokens of a head",
+    )
+
+
+def direct_bytes(length: int, channels: int) -> int:
+    """Peak memory of one head in the direct form, forward and backward."""
+    q, k, v = (torch.randn(1, length, 1, channels, requires_grad=True) for _ in range(3))
+    table = torch.randn(1, length, channels, requires_grad=True)
+
+    def step() -> None:
+        bias = relative_content_reference(q.transpose(1, 2), table, length, length - 1) * channels**-0.5
+        torch.autograd.grad(attend(q, k, v, bias=bias).sum(), (q, k, v, table))
+
+    return peak_bytes(step)
