@@ -65,10 +65,11 @@ def test_the_real_model_is_read_within_and_beyond_its_window(monkeypatch, tmp_pa
     small = LanguageModel(256, 8, "4*(attention(heads=2) + mlp)")
     small.tokenizer = Bytes()
     monkeypatch.setattr(swan_gpt, "SMOLLM2_TRAINED", 200)
+    monkeypatch.setattr(swan_gpt, "LAST", 64)
     monkeypatch.setattr(swan_gpt, "smollm2_file", lambda: tmp_path)
     monkeypatch.setattr(swan_gpt, "load", lambda path: small)
     figures = list(swan_gpt.of_smollm2(Run(seeds=(10,))))
-    assert len(figures) == 5
+    assert len(figures) == 7
     assert all(figure.measured > 1 for figure in figures)
     monkeypatch.setattr(swan_gpt, "smollm2_file", lambda: None)
     assert not list(swan_gpt.of_smollm2(Run(seeds=(10,))))

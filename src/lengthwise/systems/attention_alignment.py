@@ -17,7 +17,7 @@ from lengthwise.conversion.alignment import statistics as attention_statistics
 from lengthwise.mixers.attention import Attention
 from lengthwise.models.encoder import Encoder
 from lengthwise.systems.experiments import OnStep, initialise_by_width, progress
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_most, reported
 from lengthwise.training.fit import fit
 
 SYSTEM = System(
