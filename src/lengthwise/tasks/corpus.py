@@ -266,7 +266,8 @@ def read(paths: Sequence[str | Path] | str | Path, tokenizer: Path | str | Token
     """The data under `paths`: files, folders (with what is below them, sorted, without hidden files) and globs.
 
     Files are read as bytes, a vocabulary of 256, or with `tokenizer`, a Hugging Face tokenizer.json or a model's.
-    Empty and unreadable files are left out with a note. Raises InputError where a path doesn't exist or nothing is left.
+    Empty and unreadable files are left out with a note. Raises InputError where a path doesn't exist or nothing is
+    left.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     files, notes = find_files(given)
