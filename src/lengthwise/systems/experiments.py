@@ -8,9 +8,9 @@ Everything but the layers and the position stays the same between variants: two 
 top-level modules of the running Python's standard library, sorted by name, every tenth held out (about 4 MB to train
 on).
 
-The defaults are the harness of the position sheets: width 64, LayerNorm, weights N(0, 0.02), length 64, batch 16, 450
-steps of AdamW (0.9, 0.95) with weight decay 0.1, learning rate 2e-3 after 50 steps of warm-up, cosine to a tenth,
-gradients clipped to 1. Other sizes are arguments.
+The defaults are those that all experiments with positions share: width 64, LayerNorm, weights N(0, 0.02), length 64,
+batch 16, 450 steps of AdamW (0.9, 0.95) with weight decay 0.1, learning rate 2e-3 after 50 steps of warm-up, cosine to
+a tenth, gradients clipped to 1. Other sizes are arguments.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OnStep = Callable[[int, float], None]
 """Called after each step of training with its number, from 0, and its loss."""
 
 DECODER = "4*(attention(heads=4) + mlp)"
-"""The decoder of the position sheets."""
+"""The decoder of the experiments with positions."""
 
 BOS = 0
 """The byte that begins a document where an experiment asks for one. It doesn't occur in source text."""

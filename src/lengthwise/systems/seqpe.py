@@ -41,8 +41,8 @@ def reproduce(run: Run) -> Iterator[Figure]:
 
     Losses have weights of 0.1, with 8 pivots of 16 candidates and 8 far windows of 16 places in each step. A rise is
     that of the mean loss from contexts of 64 to longer ones. The correlation is that of ranks, between ⟨e(a), e(b)⟩ and
-    −|a − b|, over those of 2000 random pairs of positions from 64 to 999 that lie at most 64 apart. The check on
-    pictures of the sheet that this follows is left out: it needs handwritten digits, which no package used here has.
+    −|a − b|, over those of 2000 random pairs of positions from 64 to 999 that lie at most 64 apart. Pictures aren't
+    measured: that needs handwritten digits, which no package used here has.
     """
     tell = progress(run, len(run.seeds) * len(VARIANTS) * STEPS)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
