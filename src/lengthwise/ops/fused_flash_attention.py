@@ -32,7 +32,7 @@ def forward(tiling: Tiling, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Te
     o = values.new_zeros(*q.shape[:3], values.shape[2])
     lse = o.new_empty(*o.shape[:3], 1)
 
-    def work(rows: Rows) -> None:
+    def work(rows: Rows, number: int) -> None:  # noqa: ARG001
         for own, tiles in rows:
             part, level = _accumulate(tiling, q[:, :, own].flatten(1, 2), keys, values, own, tiles)
             o[:, :, own], lse[:, :, own] = part.view_as(o[:, :, own]), level.view_as(lse[:, :, own])
@@ -53,19 +53,18 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, keys and values. level: LSE, ∞ where nothing is seen. d_inputs: of the bias, are added to."""
     d_q = torch.empty_like(q)
-    found: list[tuple[Tensor, Tensor, list[Tensor]]] = []
+    found: dict[int, tuple[Tensor, Tensor, list[Tensor]]] = {}
 
-    def work(rows: Rows) -> None:
-        first = not found
-        own = [d if first else torch.zeros_like(d) for d in d_inputs]
-        sums = torch.zeros_like(keys), torch.zeros_like(values), own
-        found.append(sums)
+    def work(rows: Rows, number: int) -> None:
+        # The first share adds to what was given; which thread takes it doesn't matter.
+        own = [torch.zeros_like(d) if number else d for d in d_inputs]
+        sums = found[number] = torch.zeros_like(keys), torch.zeros_like(values), own
         for place, tiles in rows:
             near = [x[:, :, place].flatten(1, 2).contiguous() for x in (q, d_o, level, delta)]
             d_q[:, :, place] = _gradients(tiling, near, keys, values, place, tiles, sums).view_as(d_q[:, :, place])
 
     divide(work, tiling, q)
-    (d_k, d_v, into), *others = found
+    (d_k, d_v, into), *others = (found[number] for number in sorted(found))
     for more_k, more_v, more in others:
         d_k += more_k
         d_v += more_v
@@ -74,8 +73,8 @@ def backward(
     return d_q, d_k, d_v
 
 
-def divide(work: Callable[[Rows], None], tiling: Tiling, q: Tensor) -> None:
-    """All tiles of queries, among the threads."""
+def divide(work: Callable[[Rows, int], None], tiling: Tiling, q: Tensor) -> None:
+    """All tiles of queries, among the threads: `work` is called with each share and its number."""
     rows = sorted(tiling.rows(), key=lambda row: len(row[1]))
     size = sum(len(tiles) for _, tiles in rows) * tiling.height * tiling.width * q.shape[0] * q.shape[1]
     count = len(fused.parts(len(rows), size))
@@ -83,11 +82,11 @@ def divide(work: Callable[[Rows], None], tiling: Tiling, q: Tensor) -> None:
     shares = [rows[n :: 2 * count] + rows[2 * count - 1 - n :: 2 * count] for n in range(count)]
     inference = torch.is_inference_mode_enabled()
 
-    def one(share: Rows) -> None:
+    def one(share: Rows, number: int) -> None:
         with torch.inference_mode(inference), torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-            work(share)
+            work(share, number)
 
-    fused.run([partial(one, share) for share in shares])
+    fused.run([partial(one, share, number) for number, share in enumerate(shares)])
 
 
 class Added:

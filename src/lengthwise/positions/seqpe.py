@@ -135,8 +135,8 @@ class SeqPE(Position):
     def embed(
         self, x: Float[Tensor, "batch length dim"], positions: Num[Tensor, "... length"]
     ) -> Float[Tensor, "batch length dim"]:
-        """The embeddings plus the encodings of their positions."""
-        return x + self.rows(positions).to(x.dtype)
+        """The embeddings plus the encodings of their positions, where they are used so."""
+        return x + self.rows(positions).to(x.dtype) if self.use == "input_add" else x
 
     def require(self, head_dim: int) -> None:
         """Raises InputError for heads of another width than it was made for."""
