@@ -76,6 +76,17 @@ def test_greedy_tokens_are_those_of_reading_everything_anew():
     assert len(tokens) == 15
 
 
+def test_the_likeliest_token_is_taken_without_drawing():
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    assert Sampling(temperature=0.0).choose(LOGITS, generator) == 1
+    assert torch.equal(generator.get_state(), before)
+    Sampling().choose(LOGITS, generator)
+    assert not torch.equal(generator.get_state(), before)
+    with pytest.raises(InputError, match="not finite"):
+        Sampling(temperature=0.0).choose(torch.tensor([0.0, math.nan]), generator)
+
+
 def test_prompts_of_every_kind_are_the_same_prompt():
     net = model()
     kinds = ["hé", "hé".encode(), list("hé".encode()), torch.tensor(list("hé".encode()))]

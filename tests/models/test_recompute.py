@@ -138,3 +138,30 @@ def test_inside_a_model_it_counts_as_its_layers():
         build("recompute(mlp, 2)", dim=8)
     with pytest.raises(InputError, match="argument"):
         build("recompute(mlp, every=2)", dim=8)
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        "randomised(fire(length=4, heads=2), length=40)",
+        "randomised(rope, length=40)",
+        "seqpe(heads=2, width=8, shift=1, positions=99)",
+        "seqpe(heads=2, width=8, use=attn_mul, shift=0.5, positions=99)",
+    ],
+)
+def test_passes_before_the_backward_pass_leave_each_its_own_positions(position):
+    """What is drawn for a pass is found again, though another pass, and one in evaluation, came between."""
+    tokens, found = torch.randint(11, (2, 1, 9), generator=torch.Generator().manual_seed(1)), []
+    for layers in ("2*(attention(heads=2) + mlp)", "recompute(2*(attention(heads=2) + mlp))"):
+        torch.manual_seed(0)
+        model = LanguageModel(vocab_size=11, dim=8, layers=layers, position=position).double().train()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.5)
+        torch.manual_seed(2)
+        losses = [model(t)[0].square().sum() for t in tokens]
+        model.eval()(tokens[0])
+        model.train()
+        sum(losses).backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    for expected, grad in zip(*found, strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)

@@ -128,9 +128,27 @@ def test_temperature_sharpens_only_queries_beyond_the_trained_length(tokens):
     assert not torch.allclose(during[:, 20:], before[:, 20:], rtol=1e-3)
 
 
-def test_tables_end_and_formulas_do_not():
-    assert end_of(model("learned(length=40)")) == 40
-    assert end_of(model("grid(width=8, height=4)")) == 32
+@pytest.mark.parametrize(
+    ("position", "end"),
+    [
+        ("learned(length=40)", 40),
+        ("grid(width=8, height=4)", 32),
+        ("seqpe(heads=2, width=8, positions=30)", 30),
+        ("seqpe(heads=2, width=8, positions=9, grid=4, use=input_add)", 36),
+        ("randomised(rope, length=64, longest=24)", 24),
+        ("randomised(learned(length=64), length=64)", 16),
+    ],
+)
+def test_positions_end_where_the_model_says_so(position, end):
+    built = model(position).eval()
+    assert end_of(built) == end
+    text = torch.arange(end + 1)[None] % 32
+    built(text[:, :-1])
+    with pytest.raises(InputError):
+        built(text)
+
+
+def test_formulas_do_not_end():
     assert end_of(model("rope")) is None
 
 

@@ -21,6 +21,8 @@ BENCHES = {
     "mamba": "lengthwise.benches.recurrent_models:mamba",
     "mamba2": "lengthwise.benches.recurrent_models:mamba2",
     "rwkv": "lengthwise.benches.recurrent_models:rwkv",
+    "linear": "lengthwise.benches.one_token:linear",
+    "rms_norm": "lengthwise.benches.one_token:rms_norm",
     "smollm2": "lengthwise.benches.llama:smollm2",
     "megalodon": "lengthwise.benches.megalodon:megalodon",
     "longnet": "lengthwise.benches.longnet:longnet",

@@ -15,14 +15,15 @@ from lengthwise.contract import Layout
 class Context:
     """Keys and values; the queries of the call are those of the last keys.
 
-    positions: the place of each key in its document, for all rows or for each.
+    positions: the place of each key in its document, for all rows or for each; None where all rows are one document
+    from its first key on.
     documents: a number for each document of a row, 0 for the one that the cache goes on with and −1 for what it left;
     None where a row is one document. consecutive: whether the keys follow each other.
     """
 
     keys: Float[Tensor, "batch keys kv_heads head_dim"]
     values: Float[Tensor, "batch keys kv_heads value_dim"]
-    positions: Int[Tensor, "#batch keys"]
+    positions: Int[Tensor, "#batch keys"] | None
     documents: Int[Tensor, "batch keys"] | None = None
     consecutive: bool = True
 
@@ -33,8 +34,9 @@ def new_places(
     """The positions of `count` new tokens: the layout's, or going on from `past` tokens of the document."""
     if layout is not None:
         return layout.positions
-    steps = torch.arange(count, device=device)[None]
-    return steps + (past[:, None] if isinstance(past, Tensor) else past)
+    if not isinstance(past, Tensor):
+        return torch.arange(past, past + count, device=device)[None]
+    return past[:, None] + torch.arange(count, device=device)
 
 
 def join_documents(

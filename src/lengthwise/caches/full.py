@@ -52,15 +52,17 @@ class FullCache(State):
         """What queries at the new tokens attend to, and the cache after them. This cache stays as it is."""
         (batch, count), seen, device = keys.shape[:2], self.keys.shape[1], keys.device
         (all_keys, all_values), buffer = appended(self, (self.keys, self.values), (keys, values))
+        if self.start is None and layout is None:
+            after = FullCache(all_keys, all_values)
+            leave(after, buffer)
+            return Context(all_keys, all_values, None), after
         row = torch.arange(seen, device=device)[None]
         start = self.start
-        documents = None
-        if start is not None or layout is not None:
-            ended = row.new_zeros(batch, seen) if start is None else -(row < start[:, None]).long()
-            documents = join_documents(ended, count, layout)
-            start = seen + count - length_of_last(self.past, count, layout, batch, device)
-            if not torch.compiler.is_compiling() and not start.any():
-                start = None
+        ended = row.new_zeros(batch, seen) if start is None else -(row < start[:, None]).long()
+        documents = join_documents(ended, count, layout)
+        start = seen + count - length_of_last(self.past, count, layout, batch, device)
+        if not torch.compiler.is_compiling() and not start.any():
+            start = None
         places = row if self.start is None else row - self.start[:, None]
         new = self.places(count, layout)
         rows = max(places.shape[0], new.shape[0])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lengthwise.contract import SequenceModule
 from lengthwise.errors import InputError, unknown
-from lengthwise.models.saving import own_tensors
+from lengthwise.models.saving import load_weights, own_tensors, require_fitting
+
+LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+"""The settings that say how many layers there are, each of which has weights."""
 
 EPS = 1e-5
 """What norms add to the mean square or the variance."""
@@ -89,6 +95,24 @@ class Family:
             found[ours] = tensor.flatten() if vector else tensor
         return found
 
+    def load(self, settings: Mapping[str, Any], source: str, tensors: Mapping[str, Tensor], place: Path) -> nn.Module:
+        """The model that the settings describe with weights of transformers. `source` and `place` name both in errors.
+
+        It is made without memory first, so that sizes of which there are no weights are an error and need none.
+        """
+        for name in LAYERS:
+            if isinstance(settings.get(name), int) and settings[name] > len(tensors):
+                raise InputError(f"{source} has {name} = {settings[name]}, and {place} only {len(tensors)} tensors")
+        try:
+            with torch.device("meta"):
+                twin = self.build(settings, source)
+        except RuntimeError as error:  # a tensor that no machine could hold
+            raise InputError(f"{source} describes a model of impossible sizes ({error})") from None
+        require_fitting(twin, self.read(twin, tensors), place)
+        model = self.build(settings, source)
+        load_weights(model, self.read(model, tensors), place)
+        return model
+
     def write(self, model: nn.Module) -> dict[str, Tensor]:
         """The weights by transformers' names, each once."""
         names = self.names(model)
@@ -115,7 +139,7 @@ class Reader:
     def number(self, name: str, default: float) -> float:
         """A number."""
         value = self.settings.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise InputError(f"{name} must be a number; {self.source} has {value!r}")
         return value
 

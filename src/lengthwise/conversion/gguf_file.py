@@ -52,6 +52,17 @@ class GGUFFile:
 
     def tensor(self, name: str) -> Float[Tensor, "..."]:
         """A tensor in float32, whatever form it is kept in."""
+        kind, rows = self.form(name)
+        stored = self.stored[name]
+        raw = np.frombuffer(self.content, np.uint8, prod(rows), stored.begin)
+        try:
+            values = package().quants.dequantize(raw.reshape(rows), kind)
+        except NotImplementedError:
+            raise InputError(f"{self.path}: {name} is kept as {kind.name}, which can't be made float32") from None
+        return torch.from_numpy(np.array(values, np.float32).reshape(stored.shape))
+
+    def form(self, name: str) -> tuple[Any, tuple[int, ...]]:
+        """How a tensor is kept, and the bytes of its rows, all of which are there."""
         gguf = package()
         stored = self.stored[name]
         try:
@@ -59,24 +70,40 @@ class GGUFFile:
             rows = gguf.quants.quant_shape_to_byte_shape(stored.shape, kind)
         except ValueError as error:
             raise InputError(f"{self.path}: {name} is of a type that the package gguf doesn't know ({error})") from None
-        count = prod(rows)
-        if stored.begin + count > len(self.content):
+        if stored.begin + prod(rows) > len(self.content):
             raise InputError(f"{self.path} is cut short: it ends within {name}")
-        raw = np.frombuffer(self.content, np.uint8, count, stored.begin)
-        try:
-            values = gguf.quants.dequantize(raw.reshape(rows), kind)
-        except NotImplementedError:
-            raise InputError(f"{self.path}: {name} is kept as {kind.name}, which can't be made float32") from None
-        return torch.from_numpy(np.array(values, np.float32).reshape(stored.shape))
+        return kind, rows
 
-    def setting(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        """A setting of the given type. Raises InputError where it is of another, or there is none and no default."""
+    def require_whole(self) -> None:
+        """Raise InputError where a tensor's form isn't known or its bytes aren't all there."""
+        for name in self.stored:
+            self.form(name)
+
+    def setting(self, name: str, kind: type, default: Any = None) -> Any:
+        """A setting of the given type, of which whole numbers are `float` too. Raises InputError where it is of
+        another, or there is none and no default."""
         value = self.metadata.get(name, default)
         if value is None:
             raise InputError(f"{self.path} lacks the setting {name}")
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise InputError(f"{self.path} has {name} = {str(value)[:40]}, which is no {kind}")
+        if not is_a(value, kind):
+            raise InputError(f"{self.path} has {name} = {str(value)[:40]}, which is no {WORDS[kind]}")
         return value
+
+    def list_of(self, name: str, kind: type, default: list[Any] | None = None) -> list[Any]:
+        """A setting that is a list of the given type."""
+        values = self.setting(name, list, default)
+        wrong = [value for value in values if not is_a(value, kind)]
+        if wrong:
+            raise InputError(f"{self.path} has {str(wrong[0])[:40]} among {name}, which is no {WORDS[kind]}")
+        return values
+
+
+WORDS = {int: "whole number", float: "number", bool: "yes or no", str: "text", list: "list"}
+
+
+def is_a(value: Any, kind: type) -> bool:
+    """Whether a value is of a type, of which whole numbers are `float` too, and yes and no are numbers of no kind."""
+    return isinstance(value, bool) == (kind is bool) and isinstance(value, (int, float) if kind is float else kind)
 
 
 def package() -> Any:
@@ -106,6 +133,8 @@ def read_gguf(path: Path) -> GGUFFile:
     metadata: dict[str, Any] = {}
     for _ in range(settings):
         name = reader.text()
+        if name in metadata:
+            raise InputError(f"{path} is broken: it has the setting {name} twice")
         metadata[name] = reader.value(reader.number("I"))
     infos = [reader.tensor() for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
@@ -113,6 +142,8 @@ def read_gguf(path: Path) -> GGUFFile:
         raise InputError(f"{path} has general.alignment = {alignment}, which must be a whole number from 1 up")
     begin = -(-reader.place // alignment) * alignment
     stored = {name: Stored(kind, shape, begin + offset) for name, kind, shape, offset in infos}
+    if len(stored) < len(infos):
+        raise InputError(f"{path} is broken: it has two tensors of one name")
     return GGUFFile(path, content, metadata, stored)
 
 

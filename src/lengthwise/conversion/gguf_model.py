@@ -20,7 +20,6 @@ from lengthwise.conversion.gguf_file import GGUFFile, read_gguf
 from lengthwise.conversion.gguf_tokenizer import tokenizer_of
 from lengthwise.errors import InputError, unknown
 from lengthwise.models.language_model import LanguageModel
-from lengthwise.models.saving import load_weights
 from lengthwise.positions.rope import RoPE, permute_rows
 
 PAIRED = {"llama": "interleaved", "qwen2": "half"}
@@ -54,14 +53,13 @@ def load_gguf(path: Path) -> LanguageModel:
     architecture = file.setting("general.architecture", str)
     if architecture not in PAIRED:
         raise unknown("architecture of GGUF", architecture, PAIRED)
-    family = FAMILIES[architecture]
     settings = settings_of(file, architecture)
     names = names_of(file, settings["num_hidden_layers"])
+    file.require_whole()
     tokenizer = tokenizer_of(file, settings["vocab_size"])
-    model = family.build(settings, str(path))
-    assert isinstance(model, LanguageModel)
     weights = {names.get(name, name): weight(file, name, settings) for name in file.stored if name != FREQUENCIES}
-    load_weights(model, family.read(model, weights), path)
+    model = FAMILIES[architecture].load(settings, str(path), weights, path)
+    assert isinstance(model, LanguageModel)
     model.tokenizer = tokenizer
     return model
 
@@ -73,7 +71,7 @@ def settings_of(file: GGUFFile, architecture: str) -> dict[str, Any]:
         return file.setting(f"{architecture}.{name}", int, default)
 
     def number(name: str, default: float | None = None) -> float:
-        return file.setting(f"{architecture}.{name}", (int, float), default)
+        return file.setting(f"{architecture}.{name}", float, default)
 
     if "token_embd.weight" not in file.stored:
         raise InputError(f"{file.path} lacks the tensor token_embd.weight")
@@ -106,7 +104,7 @@ def scaling_of(file: GGUFFile, architecture: str, base: float, head_dim: int) ->
     kind = file.setting(f"{architecture}.rope.scaling.type", str, "none")
     factor = file.metadata.get(f"{architecture}.rope.scaling.factor")
     if kind == "none":
-        old = file.setting(f"{architecture}.rope.scale_linear", (int, float), 1.0)
+        old = file.setting(f"{architecture}.rope.scale_linear", float, 1.0)
         return {} if old == 1 else {"rope_type": "linear", "factor": old}
     if kind != "linear" or not isinstance(factor, int | float):
         known = "linear, with a factor, and the rope_freqs.weight of Llama 3.1"
@@ -137,7 +135,7 @@ def names_of(file: GGUFFile, layers: int) -> dict[str, str]:
     """Transformers' name of every tensor that a model can have. Raises InputError where one is missing that it must
     have."""
     modules = dict(OUTSIDE)
-    for n in range(layers):
+    for n in range(min(layers, len(file.stored))):  # so many layers have more tensors than there are
         modules |= {f"blk.{n}.{ours}": f"model.layers.{n}.{theirs}" for ours, theirs in INSIDE.items()}
     missing = [name for name in modules if name != "output" and f"{name}.weight" not in file.stored]
     if missing:
@@ -147,8 +145,10 @@ def names_of(file: GGUFFile, layers: int) -> dict[str, str]:
 
 def weight(file: GGUFFile, name: str, settings: dict[str, Any]) -> Tensor:
     """A tensor as transformers has it."""
-    tensor, of = file.tensor(name), name.split(".")[-2]
+    tensor, of = file.tensor(name), name.rpartition(".")[0].rpartition(".")[2]
     if of not in ("attn_q", "attn_k"):
         return tensor
     heads = settings["num_attention_heads" if of == "attn_q" else "num_key_value_heads"]
+    if len(tensor) != heads * settings["head_dim"]:
+        raise InputError(f"{file.path}: {name} has {len(tensor)} rows for {heads} heads of {settings['head_dim']}")
     return permute_rows(tensor, heads, source=PAIRED[file.metadata["general.architecture"]], target="half")

@@ -7,9 +7,10 @@ llama   SentencePiece's BPE: tokens and their scores; two tokens merge to the on
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
-from lengthwise.conversion.gguf_file import GGUFFile
+from lengthwise.conversion.gguf_file import GGUFFile, is_a
 from lengthwise.errors import InputError, unknown
 from lengthwise.models.tokenizer import SPECIAL, Tokenizer
 
@@ -64,9 +65,11 @@ def tokenizer_of(file: GGUFFile, vocab_size: int) -> Tokenizer | None:
         return None
     if kind not in KINDS:
         raise unknown("tokenizer of GGUF", str(kind), KINDS)
-    tokens = file.setting("tokenizer.ggml.tokens", list)
-    if len(tokens) > vocab_size:
+    tokens = file.list_of("tokenizer.ggml.tokens", str)
+    if not 0 < len(tokens) <= vocab_size:
         raise InputError(f"{file.path} has {len(tokens)} tokens, and its model a vocabulary of {vocab_size}")
+    if len(set(tokens)) < len(tokens):
+        raise InputError(f"{file.path} has {len(tokens)} tokens, of which only {len(set(tokens))} are different")
     settings = settings_of(file, tokens, kind)
     first = settings.get("bos_token") if settings["add_bos_token"] else None
     content = {
@@ -83,19 +86,21 @@ def tokenizer_of(file: GGUFFile, vocab_size: int) -> Tokenizer | None:
 
 
 def settings_of(file: GGUFFile, tokens: list[str], kind: str) -> dict[str, Any]:
-    """What tokenizer_config.json says."""
+    """What tokenizer_config.json says. SentencePiece's tokenizers and that of Llama 3 put a token before a text unless
+    the file says that they don't, as in llama.cpp."""
     found: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for name in SPECIAL:
         key = f"tokenizer.ggml.{KEYS.get(name, name)}_id"
         number = file.metadata.get(key)
         if number is None:
             continue
-        if not isinstance(number, int) or not 0 <= number < len(tokens):
+        if not is_a(number, int) or not 0 <= number < len(tokens):
             raise InputError(f"{file.path} has {key} = {number}, which is none of its {len(tokens)} tokens")
         found[name] = tokens[number]
-    found["add_bos_token"] = file.setting("tokenizer.ggml.add_bos_token", bool, kind == "llama")
-    template = file.metadata.get("tokenizer.chat_template")
-    return found if template is None else {**found, "chat_template": template}
+    begins = kind == "llama" or CUTS.get(file.metadata.get("tokenizer.ggml.pre")) is LLAMA3
+    found["add_bos_token"] = file.setting("tokenizer.ggml.add_bos_token", bool, begins)
+    template = file.setting("tokenizer.chat_template", str, "")
+    return {**found, "chat_template": template} if template else found
 
 
 KEYS = {"unk_token": "unknown_token", "pad_token": "padding_token"}
@@ -104,11 +109,13 @@ KEYS = {"unk_token": "unknown_token", "pad_token": "padding_token"}
 
 def added(file: GGUFFile, tokens: list[str]) -> list[dict[str, Any]]:
     """The tokens that are found in a text before it is cut."""
-    types = file.metadata.get("tokenizer.ggml.token_type", [])
+    types = file.list_of("tokenizer.ggml.token_type", int, [1] * len(tokens))
+    if len(types) != len(tokens):
+        raise InputError(f"{file.path} has {len(types)} types for {len(tokens)} tokens")
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
         {"id": number, "content": token, **plain, "special": kind == CONTROL}
-        for number, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (CONTROL, DEFINED)
     ]
 
@@ -130,7 +137,7 @@ def byte_level(file: GGUFFile, vocabulary: dict[str, int]) -> dict[str, Any]:
     cut = file.setting("tokenizer.ggml.pre", str)
     if cut not in CUTS:
         raise unknown("tokenizer.ggml.pre of GGUF", cut, CUTS)
-    merges = [merge.split(" ") for merge in file.setting("tokenizer.ggml.merges", list)]
+    merges = [merge.split(" ") for merge in file.list_of("tokenizer.ggml.merges", str)]
     return {
         "normalizer": {"type": "NFC"} if CUTS[cut] is QWEN2 else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": CUTS[cut]},
@@ -141,9 +148,9 @@ def byte_level(file: GGUFFile, vocabulary: dict[str, int]) -> dict[str, Any]:
 
 def sentencepiece(file: GGUFFile, vocabulary: dict[str, int]) -> dict[str, Any]:
     """Merges of characters, the best scored first; what has no token becomes its bytes."""
-    scores = file.setting("tokenizer.ggml.scores", list)
-    if len(scores) != len(vocabulary):
-        raise InputError(f"{file.path} has {len(scores)} scores for {len(vocabulary)} different tokens")
+    scores = file.list_of("tokenizer.ggml.scores", float)
+    if len(scores) != len(vocabulary) or not all(map(math.isfinite, scores)):
+        raise InputError(f"{file.path} has {len(scores)} scores for {len(vocabulary)} tokens; each needs a number")
     merges = []
     for token in sorted(vocabulary, key=lambda token: -scores[vocabulary[token]]):
         halves = [(token[:n], token[n:]) for n in range(1, len(token))]

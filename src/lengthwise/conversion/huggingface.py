@@ -23,7 +23,7 @@ from lengthwise.conversion.gguf_model import load_gguf
 from lengthwise.errors import InputError, unknown
 from lengthwise.models import loading
 from lengthwise.models.files import read_json, read_tensors, write_json, write_tensors
-from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights, own_tensors, save_tokenizer
+from lengthwise.models.saving import CONFIG, WEIGHTS, own_tensors, save_tokenizer
 from lengthwise.models.tokenizer import Tokenizer
 from lengthwise.ops.pattern import Pattern
 from lengthwise.positions.temperature import Temperature
@@ -64,9 +64,8 @@ def load_transformers(path: str | Path) -> Any:
     if settings["model_type"] not in FAMILIES:
         raise unknown("model_type of transformers", str(settings["model_type"]), FAMILIES)
     family = FAMILIES[settings["model_type"]]
-    model = family.build(settings, str(folder / CONFIG))
-    tensors, source = read_weights(folder)
-    load_weights(model, family.read(model, tensors), source)
+    tensors, place = read_weights(folder)
+    model = family.load(settings, str(folder / CONFIG), tensors, place)
     model.tokenizer = Tokenizer.beside(folder)  # type: ignore[assignment]
     return model
 

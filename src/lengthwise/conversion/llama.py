@@ -101,7 +101,7 @@ class LlamaFamily(Family):
         joined = dict(tensors)
         for name in tensors:
             other = name.replace(".gate_proj.", ".up_proj.")
-            if ".gate_proj." in name and other in joined:
+            if ".gate_proj." in name and other in joined and tensors[name].shape[1:] == tensors[other].shape[1:]:
                 rows = joined.pop(name), joined.pop(other)
                 joined[name.replace(".gate_proj.", ".gate_up_proj.")] = cat(rows)
         return super().read(model, {name: t for name, t in joined.items() if not name.endswith("rotary_emb.inv_freq")})

@@ -125,13 +125,15 @@ class T5Family(Family):
         kept = {name: tensor for name, tensor in tensors.items() if name not in self.surplus}
         for name in [name for name in kept if name.endswith(GATED[0])]:
             stem = name.removesuffix(GATED[0])
-            if stem + GATED[1] in kept:
-                kept[stem + JOINED] = cat([kept.pop(stem + gated) for gated in GATED])
+            both = [kept[stem + gated] for gated in GATED if stem + gated in kept]
+            if len({part.shape[1:] for part in both}) == 1 < len(both):
+                kept[stem + JOINED] = cat(both)
+                kept = {name: t for name, t in kept.items() if name not in (stem + GATED[0], stem + GATED[1])}
         if isinstance(model, Encoder):
             return super().read(model, {name: t for name, t in kept.items() if not name.startswith(("decoder.", HEAD))})
         head = kept.pop(HEAD, kept.get(EMBEDDING))
         tied = model.config["tie"]  # type: ignore[index]
-        if tied and head is not None and not head.equal(kept[EMBEDDING]):
+        if tied and head is not None and EMBEDDING in kept and not head.equal(kept[EMBEDDING]):
             raise InputError("these weights have an output matrix of their own, of which T5 scales no inputs")
         found = super().read(model, kept)
         if tied and LAST_NORM in found:

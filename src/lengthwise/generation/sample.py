@@ -26,9 +26,10 @@ def generate(
 ) -> Iterator[int]:
     """The tokens that a language model continues a prompt with, each as soon as it is chosen.
 
-    prompt: a text or its bytes, for a model with a tokenizer or of bytes, or tokens [length]; read in chunks, then one token at a time is read
-    from the state. state: what `model` returned for tokens before the prompt, to go on from; it is not changed.
-    source: what an encoder-decoder answers, in the place of a state; the prompt is what its answer begins with.
+    prompt: a text or its bytes, for a model with a tokenizer or of bytes, or tokens [length]; read in chunks, then one
+    token at a time is read from the state. state: what `model` returned for tokens before the prompt, to go on from;
+    it is not changed. source: what an encoder-decoder answers, in the place of a state; the prompt is what its answer
+    begins with.
     seed: the same seed gives the same tokens; None draws a new one. For the rest see `Sampling`.
 
     Raises InputError for an empty prompt, a token outside the vocabulary, settings out of range, and a source for a

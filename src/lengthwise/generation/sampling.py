@@ -55,9 +55,12 @@ class Sampling:
         return p * keep / (p * keep).sum()
 
     def choose(self, logits: Float[Tensor, " vocab"], generator: torch.Generator) -> int:
-        """A token drawn from the distribution. Raises InputError when the logits aren't finite."""
+        """A token drawn from the distribution; where the likeliest is taken nothing is drawn. Raises InputError when
+        the logits aren't finite."""
         if not torch.isfinite(logits).all():
             raise InputError("the model's logits are not finite; the checkpoint may come from a run that diverged")
+        if self.temperature == 0:
+            return int(logits.argmax())
         return int(torch.multinomial(self.probabilities(logits.cpu()), 1, generator=generator))
 
 

@@ -83,13 +83,16 @@ def tokenizer_of(model: nn.Module) -> Tokenizer | None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and afterwards as it was."""
-    was_training = model.training
+    """The model in evaluation mode, and afterwards as it was. One that is in it already is left alone: the mode is set
+    module by module, which for a token decoded alone takes as long as some of its layers."""
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        model.train()
 
 
 def require_known(tokens: Int[Tensor, " tokens"], vocabulary: int) -> None:

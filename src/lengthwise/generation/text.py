@@ -52,7 +52,11 @@ class TokenizerText:
     def encode(self, text: bytes) -> list[int]:
         """The tokens of a text in UTF-8, which what is pushed afterwards goes on with."""
         tokens = self.tokenizer.encode(text)
-        self.told, self.held = tokens[-BEFORE:], []
+        begin = max(0, len(tokens) - BEFORE)
+        for _ in range(min(begin, 3)):  # back to where a character of up to 4 bytes begins: a rest spoils what follows
+            if self.tokenizer.decode(tokens[begin:]).startswith("\ufffd"):
+                begin -= 1
+        self.told, self.held = tokens[begin:], []
         return tokens
 
     def push(self, token: int) -> str:

@@ -19,7 +19,7 @@ from lengthwise.errors import InputError
 from lengthwise.mixers.heads import check_heads
 from lengthwise.ops.attention import attention
 from lengthwise.ops.bias import Bias
-from lengthwise.ops.linear import Linear
+from lengthwise.ops.linear import Linear, together
 from lengthwise.ops.pattern import Pattern
 from lengthwise.ops.patterns import causal as up_to_itself
 from lengthwise.ops.patterns import full, window
@@ -152,10 +152,9 @@ class Attention(SequenceModule):
         Float[Tensor, "batch length kv_heads head_dim"],
     ]:
         """q, k and v."""
-        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim))
-        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
-        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
-        return q, k, v
+        q, k, v = together(x, (self.q_proj, self.k_proj, self.v_proj))
+        shared = (self.kv_heads, self.head_dim)
+        return q.unflatten(-1, (self.heads, self.head_dim)), k.unflatten(-1, shared), v.unflatten(-1, shared)
 
     def empty(self, k: Tensor, v: Tensor) -> AttentionCache:
         """The cache before the first token."""
@@ -186,7 +185,8 @@ class Attention(SequenceModule):
             keys, of_keys = split_sums(keys, self.head_dim, self.heads)
             sums = of_keys[:, of_keys.shape[1] - count :], of_keys
         places = context.positions
-        if encoding.by_distance and context.consecutive:  # one count for all rows, whatever documents are packed there
+        # By distance one count does for all rows, whatever documents are packed there.
+        if places is None or (encoding.by_distance and context.consecutive):
             places = torch.arange(keys.shape[1], device=keys.device)[None]
         added = encoding.bias(places[:, places.shape[1] - count :], places, self.heads, sums)
         if added is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,9 +23,10 @@ class Recompute(Stack):
         backward:  layer_r(h_{r−1}) once more, with the same random numbers, then its gradients
 
     Training N layers needs memory for N inputs and for the activations of one layer, in place of those of all, and
-    about a third more time. Values and gradients stay the same. Buffers are those of the first time, and what parts
-    leave in them or as their `auxiliary` they leave once. Chen et al. 2016, arXiv 1604.06174; Child et al. 2019, arXiv
-    1904.10509. Parameters, states and declarations are those of the same layers in a `Stack`.
+    about a third more time. Values and gradients stay the same. Buffers, and the attributes that a part names in
+    `of_pass`, are those of the first time, whatever passes came between; what parts leave in them or as their
+    `auxiliary` they leave once. Chen et al. 2016, arXiv 1604.06174; Child et al. 2019, arXiv 1904.10509. Parameters,
+    states and declarations are those of the same layers in a `Stack`.
     """
 
     def forward(
@@ -54,30 +56,36 @@ def again_in_backward(
 
 
 def contexts(layer: SequenceModule) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """What surrounds the layer's forward pass, and its repetition: there it has the buffers that the first pass left,
-    and afterwards those that it has by then, and what its parts left for the loss."""
+    """What surrounds the layer's forward pass, and its repetition: there it has the buffers and what is of a pass as
+    the first pass left them, and afterwards those that it has by then, and what its parts left for the loss."""
     read: list[Tensor] = []
+    of_pass: list[Any] = []
     holders = [(part, name) for part in layer.modules() for name, _ in part.named_buffers(recurse=False)]
     parts = [part for part in layer.modules() if hasattr(part, "auxiliary")]
+    drawn = [(part, name) for part in layer.modules() for name in getattr(part, "of_pass", ())]
 
     @contextmanager
     def first() -> Iterator[None]:
         yield
         read.extend(part._buffers[name].clone() for part, name in holders)  # type: ignore[union-attr]
+        of_pass.extend(getattr(part, name) for part, name in drawn)
 
     @contextmanager
     def again() -> Iterator[None]:
         held, left = [part._buffers[name] for part, name in holders], [part.auxiliary for part in parts]
-        hold(read)
+        by_then = [getattr(part, name) for part, name in drawn]
+        hold(read, of_pass)
         try:
             yield
         finally:
-            hold(held)
+            hold(held, by_then)
             for part, auxiliary in zip(parts, left, strict=True):
                 part.auxiliary = auxiliary
 
-    def hold(tensors: list) -> None:
+    def hold(tensors: list, values: list) -> None:
         for (part, name), tensor in zip(holders, tensors, strict=True):
             part._buffers[name] = tensor
+        for (part, name), value in zip(drawn, values, strict=True):
+            setattr(part, name, value)
 
     return first(), again()

@@ -44,7 +44,15 @@ def save_tokenizer(model: nn.Module, folder: Path) -> None:
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy tensors into a model, each of which must be there with its shape."""
+    """Copy tensors into a model that they fit."""
+    require_fitting(model, tensors, source)
+    with torch.no_grad():
+        for name, tensor in own_tensors(model).items():
+            tensor.copy_(tensors[name])
+
+
+def require_fitting(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raise InputError unless each tensor of a model is there, with its shape and numbers of its kind, and no other."""
     expected = own_tensors(model)
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
@@ -56,6 +64,10 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) 
         if tensors[name].shape != tensor.shape:
             given, wanted = list(tensors[name].shape), list(tensor.shape)
             raise InputError(f"{source} belongs to another model: {name!r} is {given} and should be {wanted}")
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(tensors[name])
+        if kind_of(tensors[name]) != kind_of(tensor):
+            raise InputError(f"{source} has {name!r} as {tensors[name].dtype}, which can't be made {tensor.dtype}")
+
+
+def kind_of(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """Whether its numbers are real, complex, or yes and no."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from lengthwise.contract import Growth, Layout, SequenceModule, StateTree
 from lengthwise.errors import InputError, unknown
 from lengthwise.models.expression import Leaf, parse
+from lengthwise.ops.rms_norm import RMSNorm
 
-NORMS: dict[str, type[nn.Module]] = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
+NORMS: dict[str, type[nn.Module]] = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
 """The norms by the names that models use."""
 
 

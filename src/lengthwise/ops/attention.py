@@ -113,10 +113,13 @@ def attention(
         more: dict[str, Any] = {"scale": scale, "backend": form, **where}
         return torch.cat([_group(q, k, v, own, one, bias, more) for own, one in _alike(parts, q.shape[2])], dim=2)
     if form == "torch":
-        visibility = aligned(pattern, q.shape[1], k.shape[1], **where, device=q.device)
+        one_document = query_documents is None and key_documents is None
         consecutive = positions is None
-        o = whole(q, k, v, visibility, scale) if consecutive and bias is None else None
-        o = written(q, k, v, visibility, bias, scale, consecutive) if o is None else o
+        o = whole(q, k, v, pattern, scale) if one_document and consecutive and bias is None else None
+        if o is not None:
+            return o
+        visibility = aligned(pattern, q.shape[1], k.shape[1], **where, device=q.device)
+        o = written(q, k, v, visibility, bias, scale, consecutive)
         if o is not None:
             return o
         if bias is None:
@@ -159,10 +162,10 @@ def _group(
     return attention(q[:, :, own], k[:, :, shared], v[:, :, shared], pattern=pattern, bias=bias, **more)
 
 
-def whole(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scale: float | None) -> Tensor | None:
-    """Attention to everything, or to everything before; None where the pattern shows less."""
-    queries, keys, pattern = q.shape[1], k.shape[1], visibility.pattern
-    if pattern.band is None or visibility.query_documents is not None or pattern.by_documents:
+def whole(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, scale: float | None) -> Tensor | None:
+    """Attention to everything in rows of one document, or to everything before; None where the pattern shows less."""
+    queries, keys = q.shape[1], k.shape[1]
+    if pattern.band is None or pattern.by_documents:
         return None
     left, right, _ = pattern.band
     if left is not None and left < keys - 1:

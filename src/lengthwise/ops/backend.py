@@ -42,8 +42,12 @@ def resolve(backend: str, available: Sequence[str], *tensors: Tensor | None) -> 
         return backend
     if _wanted in available:
         return str(_wanted)
-    on_processor = all(t is None or t.device.type == "cpu" for t in tensors)
-    return next(form for form in available if form != "numba" or on_processor)
+    if available[0] != "numba":
+        return available[0]
+    for tensor in tensors:
+        if tensor is not None and not tensor.is_cpu:
+            return available[1]
+    return available[0]
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 The kernels release Python's lock, so any threads run them: PyTorch's own, or after a fork, which those don't survive,
 a pool. Unlike those of a compiler's pool they may be used from several threads at once.
+
+`run` calls anything; `Native` is a kernel that Python calls by its address alone, for what a token decoded alone needs:
+there the passing of arrays, and of Python's lock from thread to thread, would take longer than the work.
 """
 
 from __future__ import annotations
@@ -10,15 +13,20 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SMALL = 200_000
 """Elementary steps below which waking another thread costs more than it saves."""
+
+REAL = (torch.float32, torch.float64)
+"""The types of numbers that kernels are compiled for."""
+
+_PLAIN = (Tensor, nn.Parameter)
 
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -36,8 +44,13 @@ os.register_at_fork(after_in_child=_forget_threads)
 
 def parts(units: int, work: int) -> list[tuple[int, int]]:
     """Ranges that divide `units` evenly, one for each thread; one alone if `work` (elementary steps) is small."""
-    count = 1 if work < SMALL else max(1, min(torch.get_num_threads(), units))
-    return [(units * p // count, units * (p + 1) // count) for p in range(count)]
+    among = count(units, work)
+    return [(units * p // among, units * (p + 1) // among) for p in range(among)]
+
+
+def count(units: int, work: int) -> int:
+    """How many threads share `units` of work, which is `work` elementary steps in all."""
+    return 1 if work < SMALL else max(1, min(torch.get_num_threads(), units))
 
 
 def run(calls: Sequence[Callable[[], Any]]) -> None:
@@ -58,7 +71,10 @@ def run(calls: Sequence[Callable[[], Any]]) -> None:
 def _openmp() -> Any:
     """The entry of PyTorch's OpenMP library that runs a function on each thread of a team; None without one."""
     libraries = sorted(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"))
-    return getattr(ctypes.CDLL(str(libraries[0])), "GOMP_parallel", None) if libraries else None
+    entry: Any = getattr(ctypes.CDLL(str(libraries[0])), "GOMP_parallel", None) if libraries else None
+    if entry is not None:
+        entry.argtypes, entry.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return entry
 
 
 def _run_in_team(team: Any, calls: Sequence[Callable[[], Any]]) -> None:
@@ -72,7 +88,7 @@ def _run_in_team(team: Any, calls: Sequence[Callable[[], Any]]) -> None:
         except BaseException as failure:
             failures.append(failure)
 
-    team(_WORK(work), None, ctypes.c_uint(len(calls)), ctypes.c_uint(0))
+    team(_WORK(work), None, len(calls), 0)
     if failures:
         raise failures[0]
 
@@ -87,12 +103,49 @@ def _run_in_pool(calls: Sequence[Callable[[], Any]]) -> None:
         other.result()
 
 
+class Native:
+    """A compiled function of the address of a row of 64-bit integers, `numba_native.compiled`, and how it is called.
+
+    The first of the integers counts the parts that were taken: each thread takes parts until none is left.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled, self.address = compiled, compiled.address
+        self.call = _WORK(compiled.address)
+
+    def __call__(self, parts: int, *given: int) -> None:
+        """Run the function on a thread for each of so many parts, with 0, `parts` and the `given` integers."""
+        row = (ctypes.c_int64 * (2 + len(given)))(0, parts, *given)
+        if parts == 1:
+            self.call(ctypes.addressof(row))
+        elif _forked or (team := _openmp()) is None:
+            _run_in_pool([partial(self.call, ctypes.addressof(row))] * parts)
+        else:
+            team(self.address, ctypes.addressof(row), parts, 0)
+
+
 def arrays(*tensors: Tensor) -> list[Any]:
     """The tensors as C-contiguous arrays; what is contiguous already shares its memory.
 
     A conjugate that PyTorch has put off is taken now.
     """
     return [t.detach().contiguous().numpy(force=True) for t in tensors]
+
+
+def direct(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
+    """Whether a kernel can be given the addresses of tensors: no graph is wanted, and the numbers of each, which are of
+    this type, lie one after the other in the processor's memory."""
+    if dtype not in REAL or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    graph = torch.is_grad_enabled()
+    for t in tensors:
+        if t is None:
+            continue
+        if type(t) not in _PLAIN or t.dtype != dtype or not t.is_cpu or (graph and t.requires_grad):
+            return False
+        if not t.is_contiguous() or t.is_neg():
+            return False
+    return True
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ class Draw(nn.Module):
     """
 
     order: Tensor
+    of_pass: ClassVar = ("begun", "drawn")
 
     def __init__(self, length: int, longest: int, seed: int) -> None:
         super().__init__()

@@ -162,15 +162,14 @@ def apply(
     layout: str,
 ) -> Float[Tensor, "batch length heads head_dim"]:
     """x ⊙ cos + partner(x) ⊙ sin on the turned channels, the others as they are."""
-    rotated = cos.shape[-1]
-    turned = x[..., :rotated]
+    rotated, width = cos.shape[-1], x.shape[-1]
+    turned = x if rotated == width else x[..., :rotated]
     if layout == "half":
-        first, second = turned.chunk(2, dim=-1)
-        partner = torch.cat([second, first], dim=-1)
+        partner = turned.roll(rotated // 2, -1)
     else:
         partner = turned.unflatten(-1, (rotated // 2, 2)).flip(-1).flatten(-2)
     turned = torch.addcmul(turned * cos, partner, sin)
-    return turned if rotated == x.shape[-1] else torch.cat([turned, x[..., rotated:]], dim=-1)
+    return turned if rotated == width else torch.cat([turned, x[..., rotated:]], dim=-1)
 
 
 def permute_rows(

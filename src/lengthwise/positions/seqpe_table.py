@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -98,6 +98,8 @@ class Encodings(nn.Module):
     shifted. Compiled passes have neither losses nor shifts, since they make no table.
     """
 
+    of_pass: ClassVar = ("number", "begun", "start", "table")
+
     def __init__(
         self,
         encoder: DigitEncoder,
@@ -112,6 +114,11 @@ class Encodings(nn.Module):
         self.table: Table | None = None
         self.number, self.begun = 0, False
         self.start: Tensor | None = None
+
+    @property
+    def end(self) -> int:
+        """The first place that can't be read."""
+        return self.encoder.positions * math.prod(self.grid)
 
     def begin_pass(self) -> None:
         """What the last pass made is of no use to the next where anything is learned."""
@@ -195,8 +202,7 @@ class Encodings(nn.Module):
         old = self.table
         assert old is not None
         if high > old.end and not self.training:
-            limit = self.encoder.positions * math.prod(self.grid)
-            high = max(high, min(limit, high + max(SPARE, (high - low) // 4)))
+            high = max(high, min(self.end, high + max(SPARE, (high - low) // 4)))
         before, after = (
             [self._make(first, end, graph=False).e] if first < end else []
             for first, end in ((low, old.first), (old.end, high))

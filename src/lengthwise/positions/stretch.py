@@ -21,7 +21,9 @@ from lengthwise.errors import InputError, unknown
 from lengthwise.positions.grid import Grid
 from lengthwise.positions.learned import Learned
 from lengthwise.positions.position import Hook, Position
+from lengthwise.positions.randomised import Draw
 from lengthwise.positions.rope import RoPE
+from lengthwise.positions.seqpe_table import Encodings
 from lengthwise.positions.sinusoidal import Sinusoidal
 from lengthwise.positions.temperature import Constant, LogScaling
 
@@ -170,7 +172,9 @@ def rotary(model: nn.Module) -> list[tuple[Any, int]]:
 
 
 def end_of(model: nn.Module) -> int | None:
-    """How many positions a model has a vector for; None where there is no end."""
+    """How many positions a model can read; None where there is no end."""
     ends = [part.length for part in model.modules() if isinstance(part, Learned)]
     ends += [part.width * part.height for part in model.modules() if isinstance(part, Grid)]
+    ends += [part.longest for part in model.modules() if isinstance(part, Draw)]
+    ends += [part.end for part in model.modules() if isinstance(part, Encodings)]
     return min(ends, default=None)
