@@ -217,3 +217,10 @@ def test_what_makes_no_sense_is_told():
         attention(q, k, v)
     with pytest.raises(InputError, match="needs the document numbers"):
         attention(*inputs(), pattern=documents())
+
+
+def test_a_token_that_sees_everything_has_no_mask_written_beside_its_bias(monkeypatch):
+    monkeypatch.setattr(module, "written_mask", None)
+    table = torch.randn(4, 29, dtype=torch.float64, requires_grad=True)
+    agree(inputs(1), bias=Relative(table, 1), also=[table])
+    agree(inputs(29), pattern=full(), bias=Relative(torch.randn(4, 57, dtype=torch.float64), 29))

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from lengthwise.errors import InputError
 from lengthwise.measure import peak_bytes
 from lengthwise.ops.bias import Difference, OfDistance, Product, Relative
-from lengthwise.ops.flash_attention import flash_attention, merge
+from lengthwise.ops.flash_attention import backward, flash_attention, forward, merge
 from lengthwise.ops.patterns import causal, first, full, window
 from lengthwise.ops.visibility import aligned
 
@@ -106,6 +108,51 @@ def test_every_kind_of_bias_equals_itself_written_out(kind):
     torch.testing.assert_close(function(*arguments), closed_form(*arguments[:3], causal(), bias.written()))
     assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
     torch.testing.assert_close(bias.of_heads(slice(1, 3)).written(), bias.written()[:, 1:3])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    kind=st.sampled_from(sorted(biases())),
+    tile=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    pattern=st.sampled_from(PATTERNS[:-1]),
+    packed=st.booleans(),
+)
+def test_every_kind_of_bias_with_any_tiles(kind, tile, kv_heads, pattern, packed):
+    """Values and gradients, of patterns in which every query sees itself."""
+    held_to_the_closed_form(kind, tile, kv_heads, pattern, packed)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["one", "packed"])
+@pytest.mark.parametrize("kind", biases())
+def test_the_form_for_other_devices(monkeypatch, kind, packed):
+    """Run on the CPU, where the fused form takes its place."""
+    calls = []
+
+    def seen(form):
+        def call(*arguments):
+            calls.append(form)
+            return form(*arguments)
+
+        return call
+
+    monkeypatch.setattr("lengthwise.ops.fused_flash_attention.forward", seen(forward))
+    monkeypatch.setattr("lengthwise.ops.fused_flash_attention.backward", seen(backward))
+    held_to_the_closed_form(kind, (4, 3), 2, causal(), packed)
+    assert calls == [forward, backward]
+
+
+def held_to_the_closed_form(kind, tile, kv_heads, pattern, packed):
+    bias = biases()[kind]
+    bias = bias.over([x.requires_grad_() for x in bias.inputs])
+    leaves = (*inputs(kv_heads=kv_heads), *bias.inputs)
+    numbers = {"query_documents": DOCUMENTS[:, 4:], "key_documents": DOCUMENTS} if packed else {}
+    got = flash_attention(*leaves[:3], pattern=pattern, bias=bias, tile=tile, **numbers)
+    documents = DOCUMENTS if packed else None
+    wanted = closed_form(*leaves[:3], pattern, bias.written(), documents=documents)
+    torch.testing.assert_close(got, wanted)
+    got, wanted = (torch.autograd.grad(o.square().sum() + lse.sum(), leaves) for o, lse in (got, wanted))
+    torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
@@ -213,6 +260,7 @@ def test_threads_share_the_tiles(kind):
             torch.set_num_threads(threads)
             o, lse = flash_attention(q, k, v, bias=bias)
             results.append((o, lse, *torch.autograd.grad(o.square().sum(), leaves)))
+        torch.set_num_threads(1)  # what other threads allocate isn't seen
         held = peak_bytes(lambda: torch.autograd.grad(flash_attention(q, k, v, bias=bias)[0].sum(), leaves))
     finally:
         torch.set_num_threads(before)

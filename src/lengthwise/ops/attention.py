@@ -115,7 +115,7 @@ def attention(
     if form == "torch":
         one_document = query_documents is None and key_documents is None
         consecutive = positions is None
-        o = whole(q, k, v, pattern, scale) if one_document and consecutive and bias is None else None
+        o = whole(q, k, v, pattern, bias, scale) if one_document and consecutive else None
         if o is not None:
             return o
         visibility = aligned(pattern, q.shape[1], k.shape[1], **where, device=q.device)
@@ -162,8 +162,11 @@ def _group(
     return attention(q[:, :, own], k[:, :, shared], v[:, :, shared], pattern=pattern, bias=bias, **more)
 
 
-def whole(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, scale: float | None) -> Tensor | None:
-    """Attention to everything in rows of one document, or to everything before; None where the pattern shows less."""
+def whole(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, bias: Bias | None, scale: float | None
+) -> Tensor | None:
+    """Attention to everything in rows of one document, with a bias where it is small, or without one to everything
+    before; None where the pattern shows less."""
     queries, keys = q.shape[1], k.shape[1]
     if pattern.band is None or pattern.by_documents:
         return None
@@ -171,8 +174,12 @@ def whole(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, scale: float | None
     if left is not None and left < keys - 1:
         return None
     if right is None or (right >= queries - 1 and queries <= keys):
-        return dense(q, k, v, scale)
-    return dense(q, k, v, scale, is_causal=True) if right == 0 and queries == keys else None
+        if bias is None:
+            return dense(q, k, v, scale)
+        rows, heads = bias.shape[:2]
+        small = rows * heads * queries * keys <= WRITTEN
+        return dense(q, k, v, scale, bias.written().to(q.dtype)) if small else None
+    return dense(q, k, v, scale, is_causal=True) if right == 0 and queries == keys and bias is None else None
 
 
 def by_structure(

@@ -13,6 +13,9 @@ the numbers it is made of. Attention by tiles therefore never holds more of it t
 
 Every bias has the shape [rows, heads, queries, keys]: rows is 1 where all rows of the batch are alike, heads where all
 heads are. A bias that is none of these is a class beside what needs it.
+
+Several threads may call `tile` and `add_gradients` of one bias at once, each with gradients `into` of its own: neither
+may change the bias.
 """
 
 from __future__ import annotations
