@@ -1,5 +1,6 @@
 """Tokenizers in GGUF files: each against one that is built from the same vocabulary without GGUF."""
 
+import itertools
 import json
 
 import numpy as np
@@ -26,10 +27,15 @@ TEXTS = [
     "a\r\nb\u00a0c\u2003d\x7f   12345678 ½²",
     "<s>the</s> fox<s>",
 ]
-CORPUS = ["the quick brown fox, the lazy dog's 1234567 days in 2024\n\n", "def f(x):\n    return x**2\n", "naïve café 東京"]
+CORPUS = [
+    "the quick brown fox, the lazy dog's 1234567 days in 2024\n\n",
+    "def f(x):\n    return x**2\n",
+    "naïve café 東京",
+]
 
 LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -114,7 +120,7 @@ def merged(text, tokens, scores):
     known = dict(zip(tokens, scores, strict=True))
     parts = list("▁" + text.replace(" ", "▁")) if text else []
     while True:
-        pairs = [(-known[a + b], n) for n, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in known]
+        pairs = [(-known[a + b], n) for n, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in known]
         if not pairs:
             break
         n = min(pairs)[1]

@@ -66,11 +66,11 @@ def trained(module: SequenceModule, x: Tensor) -> Callable[[], object]:
     x = x.clone().requires_grad_()
     leaves = [x, *(p for p in module.parameters() if p.requires_grad)]
 
-    def step() -> object:
+    def train() -> object:
         begin(module)
         return torch.autograd.grad(module(x)[0].sum(), leaves, allow_unused=True)
 
-    return step
+    return train
 
 
 def decoder(module: SequenceModule) -> Callable[[], object]:
@@ -81,12 +81,12 @@ def decoder(module: SequenceModule) -> Callable[[], object]:
         _, state = module(torch.randn(1, CONTEXT, DIM))
     token = torch.randn(1, 1, DIM)
 
-    def step() -> object:
+    def decode() -> object:
         nonlocal state
         y, state = module(token, state)
         return y
 
-    return step
+    return decode
 
 
 def begin(module: SequenceModule) -> None:
@@ -96,41 +96,56 @@ def begin(module: SequenceModule) -> None:
         position.begin_pass(module.training)
 
 
-def relative_attention() -> Iterator[Row]:
-    """Relative embeddings read by content: time over attention without them, and memory of the direct form, which is
-    measured with one head at a length that fits and grows with the square of it."""
-    length, channels, rate = 4096, 64, matmul_rate()
-    q, k, v, grad = (torch.randn(1, length, HEADS, channels) for _ in range(4))
-    table = torch.randn(HEADS, length, channels) * channels**-0.5
-    leaves = [x.requires_grad_() for x in (q, k, v, table)]
+def relative_attention(length: int = 4096, compared: int = 2048) -> Iterator[Row]:
+    """Relative embeddings read by content: time over attention without them, and peak memory beside the direct form's.
 
-    def relative() -> object:
-        bias = RelativeContent(q.transpose(1, 2), table, length, length - 1, channels**-0.5)
-        return torch.autograd.grad(attend(q, k, v, bias=bias), leaves, grad)
-
-    def plain() -> object:
-        return torch.autograd.grad(framework(q, k, v), leaves[:3], grad)
-
-    times = interleaved({"relative": relative, "plain": plain}, repeats=3)
-    small = 512
-    direct = direct_bytes(small, channels) * HEADS * (length // small) ** 2
+    Memory is measured on one thread with one head of `compared` tokens: the direct form grows with the square of the
+    length, and that of 4096 tokens takes more than most machines have.
+    """
+    channels, rate = 64, matmul_rate()
+    given = [x.requires_grad_() for x in inputs(length, HEADS, channels)]
+    times = interleaved({"relative": step(relative, given), "plain": step(plain, given)}, repeats=3)
+    single = [x.requires_grad_() for x in inputs(compared, 1, channels)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        below = peak_bytes(step(direct, single)) / peak_bytes(step(relative, single))
+    finally:
+        torch.set_num_threads(threads)
     yield Row(
         f"relative attention forward and backward, causal, L {length}, {HEADS} heads of {channels}",
         times["relative"],
         {FRAMEWORK: times["plain"] / times["relative"]},
         products(length * (length + 1) // 2) * 10 / 7 / times["relative"] / rate,
         "matrix products, float32",
-        f"memory {direct / peak_bytes(relative):.0f} times below the direct form, scaled from {small} tokens of a head",
+        f"peak memory {below:.1f} times below the direct form's, one head of {compared} tokens",
     )
 
 
-def direct_bytes(length: int, channels: int) -> int:
-    """Peak memory of one head in the direct form, forward and backward."""
-    q, k, v = (torch.randn(1, length, 1, channels, requires_grad=True) for _ in range(3))
-    table = torch.randn(1, length, channels, requires_grad=True)
+def inputs(length: int, heads: int, channels: int) -> list[Tensor]:
+    """q, k, v and a table of embeddings for every distance."""
+    return [*(torch.randn(1, length, heads, channels) for _ in range(3)), torch.randn(heads, length, channels) / 8]
 
-    def step() -> None:
-        bias = relative_content_reference(q.transpose(1, 2), table, length, length - 1) * channels**-0.5
-        torch.autograd.grad(attend(q, k, v, bias=bias).sum(), (q, k, v, table))
 
-    return peak_bytes(step)
+def step(form: Callable[..., Tensor], given: list[Tensor]) -> Callable[[], object]:
+    """A function that runs a form forward and backward."""
+    return lambda: torch.autograd.grad(form(*given).sum(), given, allow_unused=True)
+
+
+def relative(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+    """The form that is used."""
+    length, channels = q.shape[1], q.shape[3]
+    bias = RelativeContent(q.transpose(1, 2), table, length, length - 1, channels**-0.5)
+    return attend(q, k, v, bias=bias)
+
+
+def direct(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+    """An embedding gathered for every pair."""
+    length, channels = q.shape[1], q.shape[3]
+    bias = relative_content_reference(q.transpose(1, 2), table, length, length - 1) * channels**-0.5
+    return attend(q, k, v, bias=bias)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:  # noqa: ARG001
+    """Attention without embeddings, by the framework's kernel."""
+    return framework(q, k, v)

@@ -97,7 +97,7 @@ def settings_of(file: GGUFFile, tokens: list[str], kind: str) -> dict[str, Any]:
         if not is_a(number, int) or not 0 <= number < len(tokens):
             raise InputError(f"{file.path} has {key} = {number}, which is none of its {len(tokens)} tokens")
         found[name] = tokens[number]
-    begins = kind == "llama" or CUTS.get(file.metadata.get("tokenizer.ggml.pre")) is LLAMA3
+    begins = kind == "llama" or CUTS.get(str(file.metadata.get("tokenizer.ggml.pre"))) is LLAMA3
     found["add_bos_token"] = file.setting("tokenizer.ggml.add_bos_token", bool, begins)
     template = file.setting("tokenizer.chat_template", str, "")
     return {**found, "chat_template": template} if template else found

@@ -162,9 +162,7 @@ def _group(
     return attention(q[:, :, own], k[:, :, shared], v[:, :, shared], pattern=pattern, bias=bias, **more)
 
 
-def whole(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, bias: Bias | None, scale: float | None
-) -> Tensor | None:
+def whole(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, bias: Bias | None, scale: float | None) -> Tensor | None:
     """Attention to everything in rows of one document, with a bias where it is small, or without one to everything
     before; None where the pattern shows less."""
     queries, keys = q.shape[1], k.shape[1]
