@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -44,7 +43,7 @@ class Term:
         """Whether it shows no key to any query."""
         return any(condition.empty for condition in self.conditions)
 
-    @cached_property
+    @property
     def band(self) -> Band:
         """The distances at which it shows keys."""
         return next((c for c in self.conditions if isinstance(c, Band)), Band())
@@ -113,7 +112,7 @@ class Pattern:
         """Whether no query sees a later key."""
         return all(term.band.right == 0 for term in self.terms)
 
-    @cached_property
+    @property
     def by_documents(self) -> bool:
         """Whether document numbers are needed to tell what a query sees."""
         return any(term.documents for term in self.terms)
@@ -123,7 +122,7 @@ class Pattern:
         """Whether it matters where in its document a key is, and not only how far from the query."""
         return any(not isinstance(c, Band | Stride) for term in self.terms for c in term.conditions)
 
-    @cached_property
+    @property
     def band(self) -> tuple[int | None, int | None, int] | None:
         """(left, right, first) if the pattern is one band and, for a causal or unlimited range beside it, the first
         keys; None where it is anything else. Documents aside."""
@@ -284,7 +283,7 @@ class HeadPatterns(Pattern):
         """The pattern of each group of heads."""
         return self.groups
 
-    @cached_property
+    @property
     def band(self) -> tuple[int | None, int | None, int] | None:
         """None: no single band tells what all heads see."""
         return None
