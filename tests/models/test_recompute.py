@@ -125,8 +125,8 @@ def test_without_gradients_nothing_is_wrapped(monkeypatch):
     x = torch.randn(1, 9, 8)
     expected = again(x)[0]
     monkeypatch.setattr("lengthwise.models.recompute.checkpoint", None)
-    with torch.no_grad():
-        assert torch.equal(again(x)[0], expected)
+    with torch.no_grad():  # the norm is another kernel there, which rounds otherwise
+        torch.testing.assert_close(again(x)[0], expected, atol=1e-6, rtol=1e-6)
 
 
 def test_inside_a_model_it_counts_as_its_layers():

@@ -10,6 +10,7 @@ from lengthwise.systems.position_probe import hidden_states, mean_absolute_dista
 LAYERS = "2*(attention(heads=2) + mlp)"
 
 
+@torch.no_grad()
 def test_hidden_states_of_every_layer():
     model = LanguageModel(256, 16, LAYERS, "none")
     tokens = torch.randint(256, (3, 7))
