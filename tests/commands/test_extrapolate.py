@@ -179,13 +179,15 @@ def test_checkpoints_are_measured_without_training(options, tmp_path):
 def test_models_that_do_not_predict_bytes_are_errors(options, tmp_path):
     lw.LanguageModel(vocab_size=300, dim=16, layers="attention").save(tmp_path / "words")
     lw.Encoder(vocab_size=256, dim=16, layers="attention").save(tmp_path / "encoder")
+    lw.LanguageModel(256, 16, "attention(heads=2)", position="learned(length=8)").save(tmp_path / "short")
     for name, message in (
         ("words", "300 tokens of a tokenizer"),
         ("encoder", "holds a Encoder"),
         ("no", "is no folder"),
+        ("short", "its positions end at 8, before the trained length of 16"),
     ):
         with pytest.raises(InputError, match=message):
-            extrapolate(dataclasses.replace(options, checkpoints=(str(tmp_path / name),)))
+            extrapolate(dataclasses.replace(options, length=16, checkpoints=(str(tmp_path / name),)))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,8 @@ def test_models_that_do_not_predict_bytes_are_errors(options, tmp_path):
         ({"positions": ("rope(bass=1)",)}, "did you mean base"),
         ({"positions": ("rope", "rope")}, "--positions must be given, each once"),
         ({"positions": ()}, "--positions must be given"),
+        ({"positions": ("randomised(alibi, length=40)",)}, "end at 10, before the trained length of 16"),
+        ({"positions": ("learned(length=8)",)}, "end at 8, before the trained length of 16"),
         ({"scalings": ("ntkk",)}, "did you mean ntk"),
         ({"layers": "atention"}, "did you mean attention"),
         ({"layers": "attention(causal=False)"}, "causal"),

@@ -191,6 +191,7 @@ def changed(**changes):
         (changed(learning_rate=0.0), "--learning-rate"),
         (changed(position="rop"), "did you mean rope"),
         (changed(position="learned(length=32)"), "learned positions end at 31"),
+        (changed(position="randomised(alibi, length=80)"), "drawn for 20 tokens, got 63"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

@@ -1,5 +1,6 @@
 """GGUF files of models with random weights, and what is wrong with broken ones."""
 
+import math
 import struct
 
 import pytest
@@ -118,6 +119,12 @@ def test_scaling_by_parts_is_found_in_what_frequencies_are_divided_by(tmp_path):
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0}, "'yarn'.* lengthwise knows linear"),
         ({"tokenizer.ggml.model": "bert"}, "unknown tokenizer of GGUF 'bert'; known: gpt2, llama"),
         ({"general.alignment": 0}, "general.alignment = 0"),
+        ({"llama.block_count": 10**9}, r"lacks the tensor blk\.2"),
+        ({"llama.feed_forward_length": 2**31}, r"should be \[4294967296, 64\]"),
+        ({"llama.embedding_length": 2**31}, "64 rows for 4 heads of 536870912"),
+        ({"llama.attention.head_count": 0}, "64 rows for 0 heads"),
+        ({"llama.rope.freq_base": math.nan}, "rope_theta must be a number"),
+        ({"llama.attention.layer_norm_rms_epsilon": math.inf}, "rms_norm_eps must be a number"),
     ],
 )
 def test_wrong_settings_are_one_clear_error(tmp_path, parts, change, message):
@@ -139,6 +146,39 @@ def test_missing_and_strange_tensors_are_one_clear_error(tmp_path, parts):
             lw.load(files.write(tmp_path / "m.gguf", settings, kept))
     with pytest.raises(InputError, match=r"blk\.0\.attn_q_norm\.weight"):
         lw.load(files.write(tmp_path / "m.gguf", settings, {**tensors, "blk.0.attn_q_norm.weight": torch.ones(16)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("plain", (3,), "has 'plain', which the model lacks"),
+        ("blk.0.attn_q.weight", (60, 64), "60 rows for 4 heads of 16"),
+        ("blk.0.attn_k.bias", (31,), "31 rows for 2 heads of 16"),
+        ("token_embd.weight", (64,), r"should be \[64, 64\]"),
+        ("blk.0.ffn_gate.weight", (96, 32), "belongs to another model"),
+    ],
+)
+def test_tensors_of_other_sizes_are_one_clear_error(tmp_path, parts, name, shape, message):
+    with pytest.raises(InputError, match=message):
+        lw.load(files.write(tmp_path / "m.gguf", parts[0], {**parts[1], name: torch.ones(shape)}))
+
+
+def test_sizes_without_the_bytes_for_them_and_names_that_come_twice_are_one_clear_error(tmp_path, parts):
+    path = files.write(tmp_path / "m.gguf", *parts)
+    content = path.read_bytes()
+    size = b"token_embd.weight" + struct.pack("<IQ", 2, 64)
+    for old, new, message in [
+        (size + struct.pack("<Q", 64), size + struct.pack("<Q", 2**40), "is cut short: it ends within token_embd"),
+        (b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight", "two tensors of one name"),
+    ]:
+        assert content.count(old) == 1
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(InputError, match=message):
+            lw.load(path)
+    name = struct.pack("<Q", 1) + b"a" + struct.pack("<IB", 0, 1)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + 2 * name)
+    with pytest.raises(InputError, match="the setting a twice"):
+        lw.load(path)
 
 
 def test_a_form_of_weights_that_is_not_known_is_one_clear_error(tmp_path, parts):

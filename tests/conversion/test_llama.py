@@ -1,6 +1,7 @@
 """Llama and what differs from it in little, with random weights, in our form and back."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import lengthwise as lw
 from lengthwise.conversion import save_transformers
 from lengthwise.errors import InputError
+from lengthwise.models.files import read_tensors, write_tensors
 from lengthwise.models.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -124,11 +126,32 @@ def change(folder, **values):
         ({"num_hidden_layers": 4}, "belongs to another model"),
         ({"rms_norm_eps": "small"}, "must be a number"),
         ({"rms_norm_eps": -1.0}, "above 0"),
+        ({"rms_norm_eps": math.nan}, "must be a number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000, and .* only"),
+        ({"vocab_size": 2**45}, "belongs to another model"),
+        ({"hidden_size": 2**40, "head_dim": None}, "impossible sizes"),
     ],
 )
 def test_a_wrong_configuration_is_one_clear_error(tmp_path, values, message):
     theirs_of("llama").save_pretrained(tmp_path)
     change(tmp_path, **values)
+    with pytest.raises(InputError, match=message):
+        lw.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("self_attn.q_proj", lambda t: t.to(torch.int8), "as torch.int8, which can't be made torch.float32"),
+        ("self_attn.q_proj", lambda t: t > 0, "as torch.bool, which can't be made"),
+        ("mlp.gate_proj", lambda t: t[:, :3], "belongs to another model"),
+    ],
+)
+def test_weights_of_another_kind_or_size_are_one_clear_error(tmp_path, name, make, message):
+    theirs_of("llama").save_pretrained(tmp_path)
+    tensors, metadata = read_tensors(tmp_path / "model.safetensors")
+    whole = f"model.layers.0.{name}.weight"
+    write_tensors(tmp_path / "model.safetensors", {**tensors, whole: make(tensors[whole])}, metadata)
     with pytest.raises(InputError, match=message):
         lw.load(tmp_path)
 

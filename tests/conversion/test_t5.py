@@ -172,6 +172,20 @@ def test_a_scaled_output_matrix_of_its_own_is_refused(tmp_path):
         lw.load(tmp_path)
 
 
+def test_weights_that_lack_the_embedding_or_do_not_fit_are_one_clear_error(tmp_path):
+    theirs_of("T5").save_pretrained(tmp_path)
+    tensors, _ = read_tensors(tmp_path / "model.safetensors")
+    embedding = tensors.pop("shared.weight")
+    first = next(name for name in tensors if ".wi" in name)
+    for wrong in (
+        {**tensors, "lm_head.weight": embedding},
+        {**tensors, "shared.weight": embedding, first: tensors[first][:, :3]},
+    ):
+        write_tensors(tmp_path / "model.safetensors", wrong)
+        with pytest.raises(InputError, match="belongs to another model"):
+            lw.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

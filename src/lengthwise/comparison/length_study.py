@@ -114,7 +114,7 @@ def predicted(at: Arrangement) -> int:
 
 
 def make_length_plan(options: LengthsOptions) -> LengthPlan:
-    """Check the options, read the data, solve the widths and let every model read once.
+    """Check the options, read the data, solve the widths and let every model read once, as when it is scored.
 
     Raises InputError for whatever can't work.
     """
@@ -137,7 +137,7 @@ def make_length_plan(options: LengthsOptions) -> LengthPlan:
     plan = LengthPlan(options, train_text, text, models, tuple(arranged), seconds)
     for model in models:
         with torch.no_grad():
-            build(plan, model, 0)(text.passages[:1, :-1])
+            build(plan, model, 0).eval()(text.passages[:1, :-1])
     return plan
 
 

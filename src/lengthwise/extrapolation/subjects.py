@@ -16,7 +16,7 @@ from lengthwise.models.expression import Expression, Leaf, parse
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.options.extrapolation import ExtrapolateOptions
 from lengthwise.positions import POSITIONS
-from lengthwise.positions.stretch import SCALINGS
+from lengthwise.positions.stretch import SCALINGS, end_of
 from lengthwise.training.checkpoint import find_checkpoint, trained_length
 
 BYTES = 256
@@ -51,8 +51,15 @@ def subjects_of_positions(options: ExtrapolateOptions, trained: int, scalings: S
             whole = str(completed(parse(name), min(heads, default=None), trained))
             subject = Subject(name, f"{options.layers}, position={whole}", options.dim, 0, (), position=whole)
             model = subject.build(options)
+            require_reaching(name, end_of(model), trained)
             subjects.append(dataclasses.replace(subject, parameters=size(model), scalings=serving(model, scalings)))
     return subjects
+
+
+def require_reaching(name: str, end: int | None, trained: int) -> None:
+    """Raise InputError for positions that end before the trained length, where nothing could be measured."""
+    if end is not None and end < trained:
+        raise InputError(f"{name}: its positions end at {end}, before the trained length of {trained}")
 
 
 def completed(tree: Expression, heads: int | None, trained: int) -> Expression:
@@ -71,7 +78,7 @@ def subjects_of_checkpoints(
 ) -> tuple[list[Subject], int]:
     """The models in some folders, and the length that they were trained at. Raises InputError for what is no language
     model of bytes, and where no length is given and the models don't agree on one."""
-    found, lengths = [], {}
+    found, lengths, ends = [], {}, {}
     names = [Path(path).name for path in paths]
     for path, short in zip(paths, names, strict=True):
         folder = find_checkpoint(Path(path))
@@ -86,14 +93,15 @@ def subjects_of_checkpoints(
         layers, position = model.config["layers"], model.config["position"]
         described = f"{layers}, position={position}"
         found.append(Subject(name, described, model.dim, size(model), serving(model, scalings), checkpoint=folder))
-        lengths[path] = trained_length(folder)
-    if length is not None:
-        return found, length
+        lengths[path], ends[path] = trained_length(folder), end_of(model)
     agreed = set(lengths.values())
-    if len(agreed) != 1 or None in agreed:
+    if length is None and (len(agreed) != 1 or None in agreed):
         said = ", ".join(f"{path}: {at or 'not known'}" for path, at in lengths.items())
         raise InputError(f"give the --length that the models were trained at; their folders say {said}")
-    return found, int(next(iter(lengths.values())))  # type: ignore[arg-type]
+    trained = int(next(iter(lengths.values())) if length is None else length)  # type: ignore[arg-type]
+    for path, end in ends.items():
+        require_reaching(path, end, trained)
+    return found, trained
 
 
 def size(model: LanguageModel) -> int:
