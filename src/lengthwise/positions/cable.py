@@ -14,7 +14,7 @@ from torch.nn import functional
 from lengthwise.errors import InputError, unknown
 from lengthwise.ops.bias import Bias, Difference
 from lengthwise.positions.alibi import slopes
-from lengthwise.positions.position import Hook, Position
+from lengthwise.positions.position import Hook, Position, heads_given, require_heads
 
 STARTS = ("equal", "spread")
 """How steep the heads begin: all alike, or as those of ALiBi."""
@@ -44,10 +44,7 @@ class Cable(Position):
 
     def __init__(self, dim: int, *, heads: int | None = None, causal: bool = True, start: str = "equal") -> None:
         super().__init__()
-        if heads is None:
-            raise InputError("cable has steps for each query head and needs their number, as in cable(heads=4)")
-        if heads < 1:
-            raise InputError(f"heads must be at least 1, got {heads}")
+        heads = heads_given("cable", "steps", heads)
         if start not in STARTS:
             raise unknown("start", start, STARTS)
         self.dim, self.heads, self.causal, self.start = dim, heads, causal, start
@@ -66,10 +63,7 @@ class Cable(Position):
 
     def steps(self, x: Float[Tensor, "batch length dim"], heads: int) -> Float[Tensor, "batch length heads"]:
         """−s of each token, so that the sums are C, in float32 or wider."""
-        if heads != self.heads:
-            raise InputError(
-                f"cable has steps for {self.heads} heads, the attention has {heads}; write cable(heads={heads})"
-            )
+        require_heads("cable", "steps", self.heads, heads)
         if x.shape[2] != self.dim:
             raise InputError(f"cable was made for layers of width {self.dim}, and this one reads {x.shape[2]}")
         dtype = torch.promote_types(x.dtype, torch.float32)

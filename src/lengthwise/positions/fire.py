@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lengthwise.errors import InputError
 from lengthwise.ops.fire_bias import FireBias
-from lengthwise.positions.position import Hook, Position
+from lengthwise.positions.position import Hook, Position, heads_given, require_heads
 
 EPS = 1e-6
 """Added to ψ(max(L, i)), which is 0 where L has been learned away and i = 0."""
@@ -50,11 +50,9 @@ class FIRE(Position):
         shared: bool = False,
     ) -> None:
         super().__init__()
-        if heads is None:
-            raise InputError("fire has a bias for each query head and needs their number, as in fire(heads=4)")
-        for name, size in {"heads": heads, "width": width}.items():
-            if size < 1:
-                raise InputError(f"{name} must be at least 1, got {size}")
+        heads = heads_given("fire", "a bias", heads)
+        if width < 1:
+            raise InputError(f"width must be at least 1, got {width}")
         for name, value in {"c": c, "length": length}.items():
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} must be above 0, got {value}")
@@ -82,10 +80,7 @@ class FIRE(Position):
         sums: tuple[Tensor, Tensor] | None = None,  # noqa: ARG002
     ) -> FireBias:
         """f_θ(z)."""
-        if heads != self.heads:
-            raise InputError(
-                f"fire has biases for {self.heads} heads, the attention has {heads}; write fire(heads={heads})"
-            )
+        require_heads("fire", "biases", self.heads, heads)
         q_positions, k_positions = (p.expand(1, -1) if p.ndim == 1 else p for p in (q_positions, k_positions))
         dtype = torch.promote_types(self.c.dtype, torch.float32)
         c, threshold = self.c.to(dtype).abs(), self.m.to(dtype).abs() * self.length

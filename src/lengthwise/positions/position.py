@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from lengthwise.errors import unknown
+from lengthwise.errors import InputError, unknown
 from lengthwise.ops.bias import Bias
 from lengthwise.ops.pattern import Pattern
 
@@ -109,10 +109,19 @@ class Position(nn.Module):
         """Draw the parameters anew."""
 
 
-def distances(q_positions: Num[Tensor, "... queries"], k_positions: Num[Tensor, "... keys"]) -> Tensor:
-    """p_j − p_i for every query i and key j: [batch or 1, queries, keys], negative for keys in the past."""
-    difference = k_positions.unsqueeze(-2) - q_positions.unsqueeze(-1)
-    return difference if difference.ndim == 3 else difference.unsqueeze(0)
+def heads_given(name: str, what: str, heads: int | None) -> int:
+    """The number of query heads that an encoding is made for. Raises InputError for none, and for less than one."""
+    if heads is None:
+        raise InputError(f"{name} has {what} for each query head and needs their number, as in {name}(heads=4)")
+    if heads < 1:
+        raise InputError(f"heads must be at least 1, got {heads}")
+    return heads
+
+
+def require_heads(name: str, what: str, heads: int, given: int) -> None:
+    """Raises InputError where an attention has other heads than its encoding."""
+    if heads != given:
+        raise InputError(f"{name} has {what} for {heads} heads, the attention has {given}; write {name}(heads={given})")
 
 
 def angles(positions: Num[Tensor, "... length"], rotated: int, base: float | int) -> Float[Tensor, "... length half"]:

