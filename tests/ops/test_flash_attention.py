@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.pattern_strategies import combined
 from torch.nn.functional import scaled_dot_product_attention
 
 from lengthwise.errors import InputError
 from lengthwise.measure import peak_bytes
+from lengthwise.ops import fused
 from lengthwise.ops.bias import Difference, OfDistance, Product, Relative
 from lengthwise.ops.flash_attention import backward, flash_attention, forward, merge
 from lengthwise.ops.patterns import causal, first, full, window
@@ -123,10 +125,27 @@ def test_every_kind_of_bias_with_any_tiles(kind, tile, kv_heads, pattern, packed
     held_to_the_closed_form(kind, tile, kv_heads, pattern, packed)
 
 
+@settings(deadline=None, max_examples=25)
+@given(pattern=combined, batch=st.integers(1, 2), learned=st.booleans(), packed=st.booleans())
+def test_tiles_that_hide_any_part_of_their_keys(pattern, batch, learned, packed):
+    """Tiles of several blocks, each of which computes the keys that it sees alone."""
+    pattern = pattern | window(1)  # the softmax of nothing has no gradient in the closed form
+    q, k, v = inputs(150, 170, dim=2, batch=batch)
+    documents = torch.randint(0, 2, (batch, 170)).cumsum(1) // 30 if packed else None
+    numbers = {"query_documents": documents[:, 20:], "key_documents": documents} if packed else {}
+    bias = torch.randn(1, 4, 150, 170, dtype=torch.float64, requires_grad=learned)
+    got, _ = flash_attention(q, k, v, pattern=pattern, bias=bias, tile=(150, 100), **numbers)
+    wanted, _ = closed_form(q, k, v, pattern, bias, documents=documents)
+    torch.testing.assert_close(got, wanted)
+    leaves = (q, k, v, bias) if learned else (q, k, v)
+    got, wanted = (torch.autograd.grad(o.square().sum(), leaves) for o in (got, wanted))
+    torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["one", "packed"])
 @pytest.mark.parametrize("kind", biases())
 def test_the_form_for_other_devices(monkeypatch, kind, packed):
-    """Run on the CPU, where the fused form takes its place."""
+    """Run on the processor, as if PyTorch's library didn't show its matrix product."""
     calls = []
 
     def seen(form):
@@ -136,8 +155,9 @@ def test_the_form_for_other_devices(monkeypatch, kind, packed):
 
         return call
 
-    monkeypatch.setattr("lengthwise.ops.fused_flash_attention.forward", seen(forward))
-    monkeypatch.setattr("lengthwise.ops.fused_flash_attention.backward", seen(backward))
+    monkeypatch.setattr(fused, "gemm", lambda dtype: None)
+    monkeypatch.setattr("lengthwise.ops.flash_attention.forward", seen(forward))
+    monkeypatch.setattr("lengthwise.ops.flash_attention.backward", seen(backward))
     held_to_the_closed_form(kind, (4, 3), 2, causal(), packed)
     assert calls == [forward, backward]
 

@@ -19,7 +19,7 @@ Dao 2023, arXiv 2307.08691.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class Tiling:
     """How the logits of one call are cut into tiles, and what is added to and hidden from each.
 
     groups: query heads per key-value head; they are stacked as further rows of a tile, so that keys are never copied.
+    alike: whether tiles that lie alike to the diagonal hide alike.
     """
 
     visibility: Visibility
@@ -49,6 +50,8 @@ class Tiling:
     width: int
     batch: int
     groups: int
+    alike: bool = False
+    masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[slice, list[tuple[slice, bool]]]]:
         """Every tile of queries, with the tiles of keys that it sees any of and whether a mask is needed there."""
@@ -71,8 +74,18 @@ class Tiling:
         if self.bias is not None:
             by_head += self.grouped(self.bias.tile(rows, columns))
         if masked:
-            by_head.masked_fill_(~self.visibility.mask(rows, columns)[:, None, None], -torch.inf)
+            by_head.masked_fill_(~self.mask(rows, columns)[:, None, None], -torch.inf)
         return scores
+
+    def mask(self, rows: slice, columns: slice) -> Tensor:
+        """Who is seen in one tile, [batch or 1, rows, columns]."""
+        place = (rows.start - columns.start, rows.stop - rows.start, columns.stop - columns.start)
+        mask = self.masks.get(place)
+        if mask is None:
+            mask = self.visibility.mask(rows, columns)
+            if self.alike:
+                self.masks[place] = mask
+        return mask
 
     def grouped(self, bias: Tensor) -> Tensor:
         """A bias [b, heads or 1, queries, keys] with its heads divided by key-value head."""
@@ -83,7 +96,7 @@ def stack(x: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
     """[batch, length, heads, dim] as [batch · kv_heads, groups, length, dim], contiguous."""
     batch, length, heads, dim = x.shape
     grouped = x.unflatten(2, (kv_heads, heads // kv_heads)).permute(0, 2, 3, 1, 4).to(dtype)
-    return grouped.reshape(batch * kv_heads, heads // kv_heads, length, dim)
+    return grouped.reshape(batch * kv_heads, heads // kv_heads, length, dim).contiguous()
 
 
 def unstack(x: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
@@ -104,10 +117,8 @@ class FlashAttention(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             stacked = stack(q, kv_heads, dtype) * tiling.scale
             keys, values = stack(k, kv_heads, dtype)[:, 0], stack(v, kv_heads, dtype)[:, 0]
-            if q.device.type == "cpu":
-                o, lse = fused_flash_attention.forward(tiling, stacked, keys, values)
-            else:
-                o, lse = forward(tiling, stacked, keys, values)
+            form = fused_flash_attention.forward if fused_flash_attention.fits(stacked) else forward
+            o, lse = form(tiling, stacked, keys, values)
             output, lse = unstack(o, batch, q.dtype), unstack(lse, batch, dtype).squeeze(-1)
         ctx.tiling = tiling
         ctx.save_for_backward(q, k, v, output, lse, *inputs)
@@ -129,7 +140,7 @@ class FlashAttention(torch.autograd.Function):
             delta, level = delta.masked_fill(empty, 0), level.masked_fill(empty, torch.inf)
             d_inputs = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, dtype)) for x in inputs]
             wanted = d_inputs if any(ctx.needs_input_grad[4:]) else []
-            form = fused_flash_attention.backward if q.device.type == "cpu" else backward
+            form = fused_flash_attention.backward if fused_flash_attention.fits(stacked) else backward
             d_q, d_k, d_v = form(tiling, stacked, keys, values, d_o, level, delta, wanted)
             d_q *= tiling.scale
             gradients = (unstack(d_q, batch, q.dtype), *(unstack(t[:, None], batch, k.dtype) for t in (d_k, d_v)))
@@ -227,7 +238,9 @@ def flash_attention(
     inputs = () if added is None else added.inputs
     tiled = None if added is None else added.over([x.detach() for x in inputs])
     scale = head_dim**-0.5 if scale is None else scale
-    tiling = Tiling(visibility, tiled, scale, *tile, batch, heads // kv_heads)
+    band, documents = visibility.pattern.band, query_documents is not None or key_documents is not None
+    alike = band is not None and not band[2] and positions is None and not documents
+    tiling = Tiling(visibility, tiled, scale, *tile, batch, heads // kv_heads, alike)
     return FlashAttention.apply(tiling, q, k, v, *inputs)
 
 

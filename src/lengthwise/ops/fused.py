@@ -70,11 +70,23 @@ def run(calls: Sequence[Callable[[], Any]]) -> None:
 @cache
 def _openmp() -> Any:
     """The entry of PyTorch's OpenMP library that runs a function on each thread of a team; None without one."""
-    libraries = sorted(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"))
-    entry: Any = getattr(ctypes.CDLL(str(libraries[0])), "GOMP_parallel", None) if libraries else None
+    entry = _entry("GOMP_parallel")
     if entry is not None:
         entry.argtypes, entry.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
     return entry
+
+
+@cache
+def gemm(dtype: torch.dtype) -> int | None:
+    """The address of the matrix product of PyTorch's BLAS for numbers of a type; None where it shows none."""
+    entry = _entry("sgemm_" if dtype == torch.float32 else "dgemm_")
+    return None if entry is None else ctypes.cast(entry, ctypes.c_void_p).value
+
+
+def _entry(name: str) -> Any:
+    """A function of PyTorch's library for the processor, or of those that it uses; None without one of this name."""
+    libraries = sorted(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"))
+    return getattr(ctypes.CDLL(str(libraries[0])), name, None) if libraries else None
 
 
 def _run_in_team(team: Any, calls: Sequence[Callable[[], Any]]) -> None:

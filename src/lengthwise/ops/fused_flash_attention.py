@@ -1,14 +1,13 @@
-"""The tiles of `flash_attention` on the processor: matrix products, and one fused pass between them.
+"""The tiles of `flash_attention` on the processor: one kernel for each tile, with its matrix products and all between.
 
 Each thread takes tiles of queries of its own, so that threads never wait for each other before the end: those that see
-much and little in turn, always the same ones, and so the same sums. A tile of keys is gone through a few heads at a
-time, as many as leave its logits in the second-level cache; what a bias adds is computed once for all heads.
+much and little in turn, always the same ones, and so the same sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,24 +20,30 @@ from lengthwise.ops.bias import View
 if TYPE_CHECKING:
     from lengthwise.ops.flash_attention import Tiling
 
-TILE = 2**17
-"""Logits that are gone through at once: half a MiB in float32."""
-
 Rows = Sequence[tuple[slice, list[tuple[slice, bool]]]]
+
+
+def fits(x: Tensor) -> bool:
+    """Whether the kernels can take it: on the processor, where PyTorch's library shows its matrix product."""
+    return x.is_cpu and fused.gemm(x.dtype) is not None
 
 
 def forward(tiling: Tiling, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """O, [batch · kv_heads, groups, queries, value_dim], and LSE of the same with 1. q carries the scale."""
     o = values.new_zeros(*q.shape[:3], values.shape[2])
-    lse = o.new_empty(*o.shape[:3], 1)
+    total, highest = o.new_zeros(o.shape[:3]), o.new_full(o.shape[:3], -torch.inf)
+    given = _by_unit(q), *fused.arrays(keys, values), *map(_by_unit, (o, total, highest))
 
     def work(rows: Rows, number: int) -> None:  # noqa: ARG001
+        scores = q.new_empty(tiling.height * tiling.width).numpy()
         for own, tiles in rows:
-            part, level = _accumulate(tiling, q[:, :, own].flatten(1, 2), keys, values, own, tiles)
-            o[:, :, own], lse[:, :, own] = part.view_as(o[:, :, own]), level.view_as(lse[:, :, own])
+            for near, masked in tiles:
+                tile = Tile(tiling, own, near, masked, q)
+                tile.kernels.forward(tile.gemm, *given, *tile.matrices(scores, 1), *tile.rest)
 
     divide(work, tiling, q)
-    return o, lse
+    lse = highest.add_(total.log()).unsqueeze(-1)
+    return o.div_(total.masked_fill_(total == 0, 1).unsqueeze(-1)), lse
 
 
 def backward(
@@ -52,16 +57,26 @@ def backward(
     d_inputs: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, keys and values. level: LSE, ∞ where nothing is seen. d_inputs: of the bias, are added to."""
-    d_q = torch.empty_like(q)
+    d_q = torch.zeros_like(q)
+    lse, delta = level.squeeze(-1), delta.squeeze(-1)
+    given = _by_unit(q), *fused.arrays(keys, values), *map(_by_unit, (d_o, lse, delta, d_q))
     found: dict[int, tuple[Tensor, Tensor, list[Tensor]]] = {}
 
     def work(rows: Rows, number: int) -> None:
         # The first share adds to what was given; which thread takes it doesn't matter.
-        own = [torch.zeros_like(d) if number else d for d in d_inputs]
-        sums = found[number] = torch.zeros_like(keys), torch.zeros_like(values), own
-        for place, tiles in rows:
-            near = [x[:, :, place].flatten(1, 2).contiguous() for x in (q, d_o, level, delta)]
-            d_q[:, :, place] = _gradients(tiling, near, keys, values, place, tiles, sums).view_as(d_q[:, :, place])
+        into = [torch.zeros_like(d) if number else d for d in d_inputs]
+        d_k, d_v, _ = found[number] = torch.zeros_like(keys), torch.zeros_like(values), into
+        sums = fused.arrays(d_k, d_v)
+        area, wanted = tiling.height * tiling.width, q.shape[0] * q.shape[1] if into else 0
+        rooms, whole = q.new_empty(2 * area).numpy(), q.new_empty(wanted * area).numpy()
+        for own, tiles in rows:
+            for near, masked in tiles:
+                tile = Tile(tiling, own, near, masked, q)
+                d_s, both = tile.matrices(whole, wanted), tile.matrices(rooms, 2)
+                tile.kernels.backward(tile.gemm, *given, *sums, *both, d_s, *tile.rest)
+                if into and tiling.bias is not None:
+                    by_head = torch.from_numpy(d_s).unflatten(0, (tiling.batch, -1))
+                    tiling.bias.add_gradients(into, by_head, own, near)
 
     divide(work, tiling, q)
     (d_k, d_v, into), *others = (found[number] for number in sorted(found))
@@ -89,82 +104,38 @@ def divide(work: Callable[[Rows, int], None], tiling: Tiling, q: Tensor) -> None
     fused.run([partial(one, share, number) for number, share in enumerate(shares)])
 
 
-class Added:
-    """What is added to one tile of logits, and hidden from it, as the kernels take it."""
+class Tile:
+    """One tile as the kernels take it: its place, what is added to its logits, and what is hidden."""
 
     def __init__(self, tiling: Tiling, rows: slice, columns: slice, masked: bool, like: Tensor) -> None:
-        nothing = like.new_empty(0)
-        view = View(nothing, 0, (0, 0, 0, 0)) if tiling.bias is None else tiling.bias.view(rows, columns, like.dtype)
-        levels = like.new_empty(0, 0, 0) if view.levels is None else view.levels.to(like.dtype)
-        mask = tiling.visibility.mask(rows, columns) if masked else torch.empty(0, 0, 0, dtype=torch.bool)
-        self.levels, self.mask, self.values = fused.arrays(levels, mask, view.values)
-        self.offset, self.strides = view.offset, view.strides
+        nothing = _nothing(like.dtype)
+        view = (
+            View(nothing.view(-1), 0, (0,) * 4) if tiling.bias is None else tiling.bias.view(rows, columns, like.dtype)
+        )
+        levels = nothing if view.levels is None else view.levels.to(like.dtype)
+        mask = tiling.mask(rows, columns) if masked else _NO_MASK
+        values, levels, mask = fused.arrays(view.values, levels, mask)
+        place, heads = (rows.start, columns.start), like.shape[0] * like.shape[1] // tiling.batch
+        self.shape = rows.stop - rows.start, columns.stop - columns.start
+        self.rest = place, heads, (values, view.offset, view.strides, levels, mask)
+        self.gemm = fused.gemm(like.dtype)
         self.kernels: Any = import_module("lengthwise.ops.numba_flash_attention")
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """In the order of the kernels."""
-        return self.values, self.offset, self.strides, self.levels, self.mask
+    def matrices(self, room: Any, count: int) -> Any:
+        """The beginning of an array as so many matrices of the tile's size."""
+        height, width = self.shape
+        return room[: count * height * width].reshape(count, height, width)
 
 
-def _chunks(count: int, each: int) -> list[slice]:
-    step = max(1, TILE // max(each, 1))
-    return [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
+_NO_MASK = torch.empty(0, 0, 0, dtype=torch.bool)
 
 
-def _by_head(x: Tensor, groups: int) -> Any:
-    """[units, groups · queries, …] as an array with a head in each row."""
-    return x.view(x.shape[0] * groups, -1, *x.shape[2:]).numpy()
+@cache
+def _nothing(dtype: torch.dtype) -> Tensor:
+    """No bias, and no levels of one."""
+    return torch.empty(0, 0, 0, dtype=dtype)
 
 
-def _accumulate(
-    tiling: Tiling, q: Tensor, keys: Tensor, values: Tensor, rows: slice, tiles: list[tuple[slice, bool]]
-) -> tuple[Tensor, Tensor]:
-    """O and LSE of one tile of queries, over the tiles of keys in turn."""
-    units, height = q.shape[:2]
-    groups, heads = tiling.groups, units // tiling.batch * tiling.groups
-    o = q.new_zeros(units, height, values.shape[2])
-    total, highest = q.new_zeros(units, height), q.new_full((units, height), -torch.inf)
-    for columns, masked in tiles:
-        added = Added(tiling, rows, columns, masked, q)
-        for own in _chunks(units, height * (columns.stop - columns.start)):
-            p = torch.bmm(q[own], keys[own, columns].mT)
-            sums = (_by_head(x[own], groups) for x in (highest, total, o))
-            added.kernels.weigh(_by_head(p, groups), *added.arguments, *sums, heads, own.start * groups)
-            o[own].baddbmm_(p, values[own, columns])
-    lse = highest.add_(total.log())
-    return o.div_(total.masked_fill_(total == 0, 1).unsqueeze(-1)), lse
-
-
-def _gradients(
-    tiling: Tiling,
-    near: list[Tensor],
-    keys: Tensor,
-    values: Tensor,
-    rows: slice,
-    tiles: list[tuple[slice, bool]],
-    sums: tuple[Tensor, Tensor, list[Tensor]],
-) -> Tensor:
-    """dQ of one tile of queries; what it adds to dK, dV and the gradients of the bias is added to `sums`."""
-    q, d_o, level, delta = near
-    d_k, d_v, d_inputs = sums
-    units, height = q.shape[:2]
-    groups, heads = tiling.groups, units // tiling.batch * tiling.groups
-    d_q = torch.zeros_like(q)
-    for columns, masked in tiles:
-        width = columns.stop - columns.start
-        added = Added(tiling, rows, columns, masked, q)
-        whole = q.new_empty(units, height, width) if d_inputs else None
-        for own in _chunks(units, height * width):
-            p = torch.bmm(q[own], keys[own, columns].mT)
-            d_s = p.new_empty(p.shape) if whole is None else whole[own]
-            torch.bmm(d_o[own], values[own, columns].mT, out=d_s)
-            given = (_by_head(x[own, :, 0], groups) for x in (level, delta))
-            first = own.start * groups
-            added.kernels.grade(_by_head(p, groups), _by_head(d_s, groups), *added.arguments, *given, heads, first)
-            d_v[own, columns].baddbmm_(p.mT, d_o[own])
-            d_q[own].baddbmm_(d_s, keys[own, columns])
-            d_k[own, columns].baddbmm_(d_s.mT, q[own])
-        if whole is not None and tiling.bias is not None:
-            tiling.bias.add_gradients(d_inputs, whole.view(tiling.batch, -1, height // groups, width), rows, columns)
-    return d_q
+def _by_unit(x: Tensor) -> Any:
+    """[units, groups, …], contiguous, as an array with a head in each row."""
+    return x.flatten(0, 1).numpy()

@@ -1,6 +1,7 @@
-"""The passes over a tile of logits that stand between its matrix products, each one reading and writing it once.
+"""A tile of attention, head by head: its matrix products, and between them passes that read and write it once.
 
-Rows of a tile are short enough for the first-level cache, so that a pass of several loops is one pass over memory.
+The logits of one head stay in the second-level cache, and a row of them is short enough for the first, so that a pass
+of several loops is one pass over memory.
 """
 
 # mypy: disable-error-code="call-arg"
@@ -10,9 +11,13 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.ops.numba_math import exp, fused, kernel
+from lengthwise.ops.numba_native import multiply
 
 LOWEST = np.float32(-87)
 """Below it e^x is no normal number in float32, and next to a row's largest term, e^0, nothing in float64 either."""
+
+BLOCK = 64
+"""Queries of which a tile that hides something computes those keys alone that any of them sees."""
 
 
 @kernel
@@ -79,67 +84,133 @@ def _grade(row, slopes, level, delta):
 
 
 @kernel
-def _complete(row, values, begin, step, level, mask, unit, i):
-    """Add a row of the bias, [begin, begin + columns) of `values` or one number for all, and hide what isn't seen."""
+def _complete(row, unit, i, first, added):
+    """Add a row's bias to its logits and hide what isn't seen. unit: row of the batch and head. i: the query in the
+    tile, first: the first key of the row in the tile."""
+    values, offset, strides, levels, mask = added
+    (b, h), columns, level = unit, row.shape[0], row.dtype.type(0)
+    if levels.size > 0:
+        level = levels[b if levels.shape[0] > 1 else 0, h if levels.shape[1] > 1 else 0, i]
     if values.size > 0:
-        if step == 1:
-            _add(row, values[begin : begin + row.shape[0]], level)
+        begin = offset + b * strides[0] + h * strides[1] + i * strides[2] + first * strides[3]
+        if strides[3] == 1:
+            _add(row, values[begin : begin + columns], level)
         else:
             _shift(row, values[begin] + level)
     if mask.size > 0:
-        _hide(row, mask[unit if mask.shape[0] > 1 else 0, i], row.dtype.type(-np.inf))
+        seen = mask[b if mask.shape[0] > 1 else 0, i]
+        _hide(row, seen[first : first + columns], row.dtype.type(-np.inf))
+
+
+@kernel
+def _weigh_rows(scores, total, highest, o, unit, block, added):
+    """From the logits of a block to weights, and what was summed before brought to the new level."""
+    zero, nothing = scores.dtype.type(0), scores.dtype.type(-np.inf)
+    for i in range(scores.shape[0]):
+        row, before = scores[i], highest[i]
+        _complete(row, unit, block[0] + i, block[2], added)
+        now = _highest(row, before)
+        if now == nothing:
+            for j in range(row.shape[0]):
+                row[j] = zero
+            continue
+        summed = _weigh(row, now)
+        if now > before:
+            shrink = exp(before - now) if before > nothing else zero
+            total[i] *= shrink
+            _scale(o[i], shrink)
+            highest[i] = now
+        total[i] += summed
+
+
+@kernel
+def _grade_rows(scores, slopes, lse, delta, unit, block, added):
+    """From the logits of a block to weights, and from the gradients of the weights to those of the logits."""
+    for i in range(scores.shape[0]):
+        _complete(scores[i], unit, block[0] + i, block[2], added)
+        _grade(scores[i], slopes[i], lse[i], delta[i])
+
+
+@kernel
+def _blocks(shape, mask):
+    """The parts of a tile that anything is seen of, for each row of the batch that is told apart: first and last query,
+    first and last key, each after its last; the whole tile where nothing is hidden."""
+    height = BLOCK if mask.size > 0 else shape[0]
+    found = np.empty((max(1, mask.shape[0]), (shape[0] + height - 1) // height, 4), np.int64)
+    for b in range(found.shape[0]):
+        for n in range(found.shape[1]):
+            begin, end = n * height, min((n + 1) * height, shape[0])
+            first, last = (shape[1], 0) if mask.size > 0 else (0, shape[1])
+            for i in range(begin, end if mask.size > 0 else begin):
+                for j in range(first):
+                    if mask[b, i, j]:
+                        first = j
+                        break
+                for j in range(shape[1] - 1, last - 1, -1):
+                    if mask[b, i, j]:
+                        last = j + 1
+                        break
+            found[b, n] = (begin, end, first, last)
+    return found
+
+
+@kernel
+def _matrix(room, block):
+    """A matrix of the size of a block, at the beginning of a matrix that has room for it."""
+    rows, columns = block[1] - block[0], block[3] - block[2]
+    return room.reshape(room.size)[: rows * columns].reshape(rows, columns)
 
 
 @kernel(entry=True)
-def weigh(scores, values, offset, strides, levels, mask, highest, total, o, heads, first):
-    """From logits to weights, and what was summed before brought to the new level.
+def forward(gemm, q, k, v, o, total, highest, room, place, heads, added):
+    """One tile of the forward pass, of all heads in turn.
 
-    scores: [units, queries, keys], a unit being one head of one row of the batch, numbered from `first` with the heads
-    of a row side by side. values: what a bias is read from, at offset + its indices · strides, or empty; levels:
-    [rows or 1, heads or 1, queries], added to it, or empty. mask: [rows or 1, queries, keys] or empty. highest, total:
-    [units, queries]. o: [units, queries, channels].
+    gemm: the address of BLAS's product. q: [units, queries, head_dim], a unit being one head of one row of the batch,
+    the heads of a row side by side; k, v: [kv units, keys, channels]. o, total and highest: of each query, are brought
+    on by this tile. room: [rows, columns] for its logits. place: its first query and first key. heads: of a row.
+    added: (values, offset, strides, levels, mask), what a bias is read from, at offset + its indices · strides, or
+    empty; levels: [rows or 1, heads or 1, queries of the tile], added to it, or empty; mask: [rows or 1, queries of the
+    tile, keys of the tile] or empty.
     """
     fused()
-    zero = scores.dtype.type(0)
-    nothing = scores.dtype.type(-np.inf)
-    for u in range(scores.shape[0]):
-        b, h = (first + u) // heads, (first + u) % heads
-        for i in range(scores.shape[1]):
-            row, level = scores[u, i], zero
-            if levels.size > 0:
-                level = levels[b if levels.shape[0] > 1 else 0, h if levels.shape[1] > 1 else 0, i]
-            begin = offset + b * strides[0] + h * strides[1] + i * strides[2]
-            _complete(row, values, begin, strides[3], level, mask, b, i)
-            before = highest[u, i]
-            now = _highest(row, before)
-            if now == nothing:
-                for j in range(row.shape[0]):
-                    row[j] = zero
+    zero, one = room.dtype.type(0), room.dtype.type(1)
+    blocks, groups = _blocks(room.shape, added[4]), q.shape[0] // k.shape[0]
+    for u in range(q.shape[0]):
+        for block in blocks[u // heads if len(blocks) > 1 else 0]:
+            if block[2] >= block[3]:
                 continue
-            summed = _weigh(row, now)
-            if now > before:
-                shrink = exp(before - now) if before > nothing else zero
-                total[u, i] *= shrink
-                _scale(o[u, i], shrink)
-                highest[u, i] = now
-            total[u, i] += summed
+            own, near = slice(place[0] + block[0], place[0] + block[1]), slice(place[1] + block[2], place[1] + block[3])
+            scores = _matrix(room, block)
+            multiply(gemm, q[u, own], k[u // groups, near].T, scores, zero)
+            unit = u // heads, u % heads
+            _weigh_rows(scores, total[u, own], highest[u, own], o[u, own], unit, block, added)
+            multiply(gemm, scores, v[u // groups, near], o[u, own], one)
 
 
 @kernel(entry=True)
-def grade(scores, slopes, values, offset, strides, levels, mask, lse, delta, heads, first):
-    """From logits to weights, and from the gradients of the weights to those of the logits. As in `weigh`; slopes:
-    [units, queries, keys]; lse, delta: [units, queries]."""
+def backward(gemm, q, k, v, d_o, lse, delta, d_q, d_k, d_v, room, slopes, whole, place, heads, added):
+    """One tile of the backward pass. As in `forward`; lse, delta: of each query. d_q, d_k, d_v: are added to.
+    slopes: room for dS. whole: [units, rows, columns], where dS is wanted, or empty."""
     fused()
-    zero = scores.dtype.type(0)
-    for u in range(scores.shape[0]):
-        b, h = (first + u) // heads, (first + u) % heads
-        for i in range(scores.shape[1]):
-            row, level = scores[u, i], zero
-            if levels.size > 0:
-                level = levels[b if levels.shape[0] > 1 else 0, h if levels.shape[1] > 1 else 0, i]
-            begin = offset + b * strides[0] + h * strides[1] + i * strides[2]
-            _complete(row, values, begin, strides[3], level, mask, b, i)
-            _grade(row, slopes[u, i], lse[u, i], delta[u, i])
+    zero, one = room.dtype.type(0), room.dtype.type(1)
+    blocks, groups, masked = _blocks(room.shape, added[4]), q.shape[0] // k.shape[0], added[4].size > 0
+    for u in range(q.shape[0]):
+        if masked and whole.size > 0:
+            whole[u] = zero
+        for block in blocks[u // heads if len(blocks) > 1 else 0]:
+            if block[2] >= block[3]:
+                continue
+            own, near = slice(place[0] + block[0], place[0] + block[1]), slice(place[1] + block[2], place[1] + block[3])
+            shared, unit, scores = u // groups, (u // heads, u % heads), _matrix(room, block)
+            d_s = _matrix(slopes if masked or whole.size == 0 else whole[u], block)
+            multiply(gemm, q[u, own], k[shared, near].T, scores, zero)
+            multiply(gemm, d_o[u, own], v[shared, near].T, d_s, zero)
+            _grade_rows(scores, d_s, lse[u, own], delta[u, own], unit, block, added)
+            multiply(gemm, scores.T, d_o[u, own], d_v[shared, near], one)
+            multiply(gemm, d_s, k[shared, near], d_q[u, own], one)
+            multiply(gemm, d_s.T, q[u, own], d_k[shared, near], one)
+            if masked and whole.size > 0:
+                whole[u, block[0] : block[1], block[2] : block[3]] = d_s
 
 
 @kernel

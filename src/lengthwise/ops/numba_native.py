@@ -2,7 +2,8 @@
 
     given = taken, parts, ...          the row; `taken` counts the parts that threads have begun with
 
-`fused.Native` calls them. Nothing of Python runs in them, on any thread.
+`fused.Native` calls them. Nothing of Python runs in them, on any thread. And, the other way, `multiply`: the matrix
+product of PyTorch's own library, called by kernels.
 """
 
 # mypy: disable-error-code="call-arg"
@@ -16,7 +17,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import cfunc, types
+from numba.core.cgutils import alloca_once_value
 from numba.extending import intrinsic
+
+from lengthwise.ops.numba_math import kernel
 
 ROW = types.CPointer(types.int64)
 """The type of the row of integers."""
@@ -56,3 +60,50 @@ def real(typingctx, bits):
         return builder.bitcast(args[0], ir.DoubleType())
 
     return types.float64(types.int64), generate
+
+
+@kernel
+def multiply(gemm, a, b, c, kept):
+    """C ← A B + kept C, by the function at the address `gemm`: `fused.gemm`.
+
+    a, b, c: matrices of one type, float32 or float64, c with its rows one after the other; a and b so too, or turned.
+    kept: 0 or 1, of that type.
+    """
+    a_turned, b_turned = a.strides[1] != a.itemsize, b.strides[1] != b.itemsize
+    a_step, b_step = a.strides[1 if a_turned else 0] // a.itemsize, b.strides[1 if b_turned else 0] // b.itemsize
+    # The step between rows must be at least their length, even where there is one row.
+    a_step, b_step = max(a_step, a.shape[0 if a_turned else 1]), max(b_step, b.shape[0 if b_turned else 1])
+    # BLAS reads matrices column by column, and so sees Cᵀ = Bᵀ Aᵀ.
+    sizes = c.shape[1], c.shape[0], a.shape[1], b_step, a_step, c.strides[0] // c.itemsize
+    _gemm(gemm, b_turned, a_turned, sizes, b.ctypes.data, a.ctypes.data, kept, c.ctypes.data)
+
+
+@intrinsic
+def _gemm(typingctx, gemm, b_turned, a_turned, sizes, b, a, kept, c):
+    """The call of BLAS, which takes everything by its address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        gemm, b_turned, a_turned, sizes, b, a, kept, c = args
+        byte, word, number = ir.IntType(8), ir.IntType(32), kept.type
+
+        def held(value: Any) -> Any:
+            return alloca_once_value(builder, value)
+
+        def letter(turned: Any) -> Any:
+            no, yes = (ir.Constant(byte, ord(x)) for x in "NT")
+            return held(builder.select(builder.trunc(turned, ir.IntType(1)), yes, no))
+
+        def numbers(address: Any) -> Any:
+            return builder.inttoptr(address, number.as_pointer())
+
+        n, m, k, b_step, a_step, c_step = (
+            held(builder.trunc(builder.extract_value(sizes, place), word)) for place in range(6)
+        )
+        one = held(ir.Constant(number, 1))
+        first = letter(b_turned), letter(a_turned), n, m, k, one
+        rest = numbers(b), b_step, numbers(a), a_step, held(kept), numbers(c), c_step
+        kind = ir.FunctionType(ir.VoidType(), [x.type for x in (*first, *rest)])
+        builder.call(builder.inttoptr(gemm, kind.as_pointer()), [*first, *rest])
+        return context.get_dummy_value()
+
+    return types.none(gemm, b_turned, a_turned, sizes, b, a, kept, c), generate
