@@ -76,10 +76,11 @@ def agree(tensors, tolerance=1e-12, also=(), **arguments):
 @pytest.fixture(params=["written", "structured"])
 def room(request, monkeypatch):
     """With room for masks, and with none, so that every other way of execution is taken."""
-    monkeypatch.setattr(tiles, "SIDES", {8: 0.9, 4: 0.6})
+    monkeypatch.setattr(tiles, "SIDE", 8)
+    monkeypatch.setattr(tiles, "BLOCK", 3)
     if request.param == "structured":
         monkeypatch.setattr(module, "WRITTEN", 10)
-        monkeypatch.setattr(tiles, "WRITTEN", 700)
+        monkeypatch.setattr(tiles, "KEPT", 700)
     tiles.frames_of.cache_clear()
     yield request.param
     tiles.frames_of.cache_clear()

@@ -14,8 +14,8 @@ sides = st.integers(1, 6)
 
 
 @njit
-def run(gemm, a, b, c, kept):
-    multiply(gemm, a, b, c, kept)
+def run(gemm, factor, a, b, kept, c):
+    multiply(gemm, factor, a, b, kept, c)
 
 
 @settings(deadline=None)
@@ -31,8 +31,9 @@ def test_products_of_matrices_of_any_size_and_layout(dtype, m, k, n, turned, kep
     before = torch.randn(m, n, dtype=dtype)
     given_a, given_b = (x.T.contiguous().T if t else x for x, t in zip((a, b), turned, strict=True))
     c = before.clone()
-    run(address, given_a.numpy(), given_b.numpy(), c.numpy(), c.numpy().dtype.type(kept))
-    torch.testing.assert_close(c, a @ b + kept * before)
+    factor, kept = (c.numpy().dtype.type(x) for x in (0.7, kept))
+    run(address, factor, given_a.numpy(), given_b.numpy(), kept, c.numpy())
+    torch.testing.assert_close(c, 0.7 * a @ b + float(kept) * before)
 
 
 def test_parts_of_larger_matrices():
@@ -41,7 +42,7 @@ def test_parts_of_larger_matrices():
         pytest.skip("PyTorch's library doesn't show its matrix product here")
     a, b = (np.random.default_rng(0).standard_normal((9, 9)).astype(np.float32) for _ in range(2))
     c = np.zeros((9, 9), np.float32)
-    run(address, a[2:5, 1:7], b[3:8, 2:8].T, c[4:7, 1:6], np.float32(0))
+    run(address, np.float32(1), a[2:5, 1:7], b[3:8, 2:8].T, np.float32(0), c[4:7, 1:6])
     np.testing.assert_allclose(c[4:7, 1:6], a[2:5, 1:7] @ b[3:8, 2:8].T, rtol=1e-5)
     c[4:7, 1:6] = 0
     assert not c.any()

@@ -15,14 +15,15 @@ from lengthwise.ops import tiles
 from lengthwise.ops.attention import attention_reference
 from lengthwise.ops.patterns import causal, first, fixed, global_tokens, keys_at, per_head, strided, window
 from lengthwise.ops.sparse_attention import sparse_attention
-from lengthwise.ops.tiles import Stretch, frames, frames_of, stretches
+from lengthwise.ops.tiles import frames, frames_of
 from lengthwise.ops.visibility import aligned
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(tiles, "SIDES", {8: 0.9, 4: 0.6})
-    monkeypatch.setattr(tiles, "WRITTEN", 500)
+    monkeypatch.setattr(tiles, "SIDE", 8)
+    monkeypatch.setattr(tiles, "BLOCK", 3)
+    monkeypatch.setattr(tiles, "KEPT", 500)
     frames_of.cache_clear()
     yield
     frames_of.cache_clear()
@@ -59,42 +60,48 @@ def test_any_pattern_over_packed_documents(pattern, length, seed):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
-def test_stretches_are_the_tiles(rows, columns, seed):
-    generator = torch.Generator().manual_seed(seed)
-    some = torch.rand(rows, columns, generator=generator) < 0.6
-    every = some & (torch.rand(rows, columns, generator=generator) < 0.7)
-    visited, begun = torch.zeros(rows, columns), set()
-    for stretch in stretches(some, every, columns - 1):
-        for at in range(stretch.rows):
-            begin = stretch.column + at * stretch.shift
-            visited[stretch.row + at, begin : begin + stretch.count] += 1
-            assert stretch.begins == (stretch.row + at not in begun)
-            begun.add(stretch.row + at)
-            assert stretch.masked or every[stretch.row + at, begin : begin + stretch.count].all()
-            assert stretch.masked or begin + stretch.count < columns
-    assert torch.equal(visited, some.float())
+@given(combined, st.integers(1, 30), st.integers(1, 30), st.integers(1, 9), st.integers(1, 9))
+def test_tiles_and_their_blocks_hold_all_that_is_seen(pattern, queries, past, height, width):
+    visibility = aligned(pattern, queries, queries + past)
+    cut, held = tiles.Tiles(visibility, height, width), torch.zeros(1, queries, queries + past, dtype=torch.bool)
+    for rows, line in cut.rows:
+        for columns, hides in line:
+            seen = cut.seen(rows, columns, hides)
+            for top, bottom, left, right in seen.blocks[0].tolist():
+                block = held[:, rows, columns][:, top:bottom, left:right]
+                assert not block.any()
+                block |= True if seen.mask is None else seen.mask[:, top:bottom, left:right]
+    assert torch.equal(held, visibility.mask())
 
 
-def test_a_window_is_a_few_stretches_and_one_mask():
+def test_a_window_is_one_mask():
     (frame,) = frames_of(window(8), 64, 64, torch.device("cpu"))
-    assert frame.stretches == (
-        Stretch(0, 1, 0, 1, 1, True, True),
-        Stretch(1, frame.stretches[1].rows, 0, 2, 1, True, True),
-    )
-    assert frame.tiles == 15
-    assert frame.shared[1].shape == (1, 1, 8, 16)
-    (odd,) = frames_of(window(8), 67, 67, torch.device("cpu"))
-    assert odd.shared[1].shape == (1, 1, 8, 16)  # the last tile, which isn't filled, has a mask of its own
+    assert frame.tiles.count == 15
+    assert frame.tiles.pairs < 15 * 8 * 8
+    assert len(frame.tiles.distinct) == 2  # before the queries, and beside them
     whole = frames_of(causal(), 64, 64, torch.device("cpu"))
-    assert whole[0].tiles == 8 * 9 // 2
+    assert whole[0].tiles.count == 8 * 9 // 2
     assert frames_of(keys_at(), 64, 64, torch.device("cpu")) == ()
+
+
+@pytest.mark.parametrize("room", [100, 10_000])
+def test_no_more_masks_are_kept_than_fit(monkeypatch, room):
+    monkeypatch.setattr(tiles, "KEPT", room)
+    frame = frames_of(window(9) & keys_at(11, 13, 26, 33, 37, 52), 64, 64, torch.device("cpu"))[0]
+    masks = [frame.tiles.seen(rows, *tile).mask for rows, line in frame.tiles.rows for tile in line]
+    different = {mask.numpy().tobytes() for mask in masks}
+    kept = frame.tiles.distinct.values()
+    assert sum(seen.mask.numel() for seen in kept) <= room
+    assert (len(kept) == len(different)) == (room == 10_000)
 
 
 @pytest.mark.parametrize(
     ("pattern", "most"),
     [
-        (causal() & strided(16), 64 * 64 // 16),  # in order of their remainder, dense squares of 4 by 4
+        (
+            causal() & strided(16),
+            64 * 6,
+        ),  # in order of their remainder, squares of 4 by 4; blocks of 3 queries cut them
         (causal() & fixed(16, 2), 64 * 8),  # the 8 chosen keys alone
         (keys_at(3, 40), 64 * 2),
         (global_tokens(5), 2 * 64),
@@ -102,7 +109,7 @@ def test_a_window_is_a_few_stretches_and_one_mask():
     ids=repr,
 )
 def test_what_is_dense_in_another_order_is_visited_there(pattern, most):
-    assert sum(f.tiles * f.height * f.width for f in frames_of(pattern, 64, 64, torch.device("cpu"))) <= most
+    assert sum(f.tiles.pairs for f in frames_of(pattern, 64, 64, torch.device("cpu"))) <= most
 
 
 def test_groups_of_heads_are_planned_apart():
@@ -130,7 +137,7 @@ def test_half_precision_is_summed_in_single():
 
 
 def test_memory_is_linear_in_the_length(monkeypatch):
-    monkeypatch.setattr(tiles, "SIDES", {64: 1.0})
+    monkeypatch.setattr(tiles, "SIDE", 64)
     pattern, peaks = causal() & (window(64) | fixed(512, 1)), []
     for length in (2048, 8192):
 

@@ -7,6 +7,7 @@ import torch
 
 from lengthwise.ops.flash_attention import Tiling, accumulate
 from lengthwise.ops.patterns import causal, full
+from lengthwise.ops.tiles import Frame, Tiles
 from lengthwise.ops.visibility import aligned
 from lengthwise.systems import flash_attention_2 as system
 from lengthwise.systems.system import Run
@@ -25,8 +26,8 @@ def test_errors_at_a_small_size(case):
 
 def test_both_versions_give_the_same():
     q, k, v = (torch.randn(2, 40, 8) for _ in range(3))
-    tiling = Tiling(aligned(causal(), 40, 40), None, 0.3, 16, 16, 1, 1)
-    for rows, tiles in tiling.rows():
+    tiling = Tiling(Frame(Tiles(aligned(causal(), 40, 40), 16, 16)), None, 0.3, 1, 1)
+    for rows, tiles in tiling.frame.tiles.rows:
         parts = [
             version(tiling, q[:, rows], k, v, rows, tiles) for version in (accumulate, system.accumulate_version_1)
         ]

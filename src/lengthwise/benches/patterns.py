@@ -30,22 +30,22 @@ PATTERNS = {
 
 
 def patterns(length: int = 8192, repeats: int = 5) -> Iterator[Row]:
-    """Each pattern forward and backward, by the rate of the framework's dense kernel on each pair of a visited tile."""
+    """Each pattern forward and backward, by the rate of the framework's dense kernel on each pair that is visited."""
     rate = matmul_rate()
     q, k, v, grad = (torch.randn(1, length, HEADS, DIM) for _ in range(4))
     jobs = {name: trained(_executed(pattern, length), q, k, v, grad) for name, pattern in PATTERNS.items()}
     times = interleaved({FRAMEWORK: trained(_dense, q, k, v, grad), **jobs}, repeats=repeats, limit=150)
     for name, pattern in PATTERNS.items():
         found = frames_of(pattern, length, length, q.device)
-        visited = sum(frame.tiles * frame.height * frame.width for frame in found)
-        sizes = ", ".join(f"{frame.tiles} tiles of {frame.height} by {frame.width}" for frame in found)
+        visited = sum(frame.tiles.pairs for frame in found)
+        sizes = ", ".join(f"{f.tiles.count} tiles of {f.tiles.height} by {f.tiles.width}" for f in found)
         extra = peak_bytes(jobs[name]) / (5 * 4 * q.numel())
         yield Row(
             f"sparse_attention forward and backward, {name}, L {length}, {HEADS} heads of {DIM}",
             times[name],
             {
                 f"dense {FRAMEWORK}": times[FRAMEWORK] / times[name],
-                "the same, for each pair of a visited tile": times[FRAMEWORK] / length**2 / (times[name] / visited),
+                "the same, for each pair visited": times[FRAMEWORK] / length**2 / (times[name] / visited),
             },
             products(pattern.entries(length)) / times[name] / rate,
             "matrix products, float32",

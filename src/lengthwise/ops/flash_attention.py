@@ -19,7 +19,7 @@ Dao 2023, arXiv 2307.08691.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,71 +32,45 @@ from lengthwise.ops import fused_flash_attention
 from lengthwise.ops.bias import Bias, Written
 from lengthwise.ops.pattern import Pattern
 from lengthwise.ops.patterns import causal
-from lengthwise.ops.visibility import Visibility, aligned
+from lengthwise.ops.tiles import Frame, Tiles, tiles_of
+from lengthwise.ops.visibility import aligned
 
 
 @dataclass(frozen=True)
 class Tiling:
     """How the logits of one call are cut into tiles, and what is added to and hidden from each.
 
+    frame: the tiles, and which of the queries and keys of the call they are of, in which order. scale: c.
     groups: query heads per key-value head; they are stacked as further rows of a tile, so that keys are never copied.
-    alike: whether tiles that lie alike to the diagonal hide alike.
     """
 
-    visibility: Visibility
+    frame: Frame
     bias: Bias | None
     scale: float
-    height: int
-    width: int
     batch: int
     groups: int
-    alike: bool = False
-    masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def rows(self) -> list[tuple[slice, list[tuple[slice, bool]]]]:
-        """Every tile of queries, with the tiles of keys that it sees any of and whether a mask is needed there."""
-        queries, keys = self.visibility.query_index.shape[1], self.visibility.key_index.shape[1]
-        across = range(0, queries, self.height)
-        seen = self.visibility.tiles(self.height, self.width) if queries and keys else [[] for _ in across]
-        columns = [slice(j, min(j + self.width, keys)) for j in range(0, keys, self.width)]
-        return [
-            (
-                slice(i, min(i + self.height, queries)),
-                [(c, full is None) for c, full in zip(columns, line, strict=True) if full is not False],
-            )
-            for i, line in zip(across, seen, strict=True)
-        ]
-
-    def logits(self, q: Tensor, k: Tensor, rows: slice, columns: slice, masked: bool) -> Tensor:
+    def logits(self, q: Tensor, k: Tensor, rows: slice, columns: slice, hides: bool) -> Tensor:
         """S of one tile, [batch · kv_heads, groups · rows, columns]; q already carries the scale."""
         scores = torch.bmm(q, k[:, columns].mT)
         by_head = scores.view(self.batch, -1, self.groups, rows.stop - rows.start, columns.stop - columns.start)
         if self.bias is not None:
             by_head += self.grouped(self.bias.tile(rows, columns))
-        if masked:
-            by_head.masked_fill_(~self.mask(rows, columns)[:, None, None], -torch.inf)
+        mask = self.frame.tiles.seen(rows, columns, hides).mask
+        if mask is not None:
+            by_head.masked_fill_(~mask[:, None, None], -torch.inf)
         return scores
-
-    def mask(self, rows: slice, columns: slice) -> Tensor:
-        """Who is seen in one tile, [batch or 1, rows, columns]."""
-        place = (rows.start - columns.start, rows.stop - rows.start, columns.stop - columns.start)
-        mask = self.masks.get(place)
-        if mask is None:
-            mask = self.visibility.mask(rows, columns)
-            if self.alike:
-                self.masks[place] = mask
-        return mask
 
     def grouped(self, bias: Tensor) -> Tensor:
         """A bias [b, heads or 1, queries, keys] with its heads divided by key-value head."""
         return bias.unsqueeze(1) if bias.shape[1] == 1 else bias.unflatten(1, (-1, self.groups))
 
 
-def stack(x: Tensor, kv_heads: int, dtype: torch.dtype) -> Tensor:
-    """[batch, length, heads, dim] as [batch · kv_heads, groups, length, dim], contiguous."""
-    batch, length, heads, dim = x.shape
-    grouped = x.unflatten(2, (kv_heads, heads // kv_heads)).permute(0, 2, 3, 1, 4).to(dtype)
-    return grouped.reshape(batch * kv_heads, heads // kv_heads, length, dim).contiguous()
+def stack(x: Tensor, kv_heads: int, dtype: torch.dtype, chosen: Tensor | None = None) -> Tensor:
+    """[batch, length, heads, dim] as [batch · kv_heads, groups, length, dim], contiguous. chosen: of these tokens."""
+    x = x.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
+    x = x if chosen is None else x.index_select(3, chosen)
+    return x.to(dtype).contiguous().flatten(0, 1)
 
 
 def unstack(x: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
@@ -112,14 +86,7 @@ class FlashAttention(torch.autograd.Function):
         ctx: Any, tiling: Tiling, q: Tensor, k: Tensor, v: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
         """O and LSE."""
-        batch, kv_heads = q.shape[0], k.shape[2]
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        with torch.autocast(q.device.type, enabled=False):
-            stacked = stack(q, kv_heads, dtype) * tiling.scale
-            keys, values = stack(k, kv_heads, dtype)[:, 0], stack(v, kv_heads, dtype)[:, 0]
-            form = fused_flash_attention.forward if fused_flash_attention.fits(stacked) else forward
-            o, lse = form(tiling, stacked, keys, values)
-            output, lse = unstack(o, batch, q.dtype), unstack(lse, batch, dtype).squeeze(-1)
+        output, lse = attend(tiling, q, k, v)
         ctx.tiling = tiling
         ctx.save_for_backward(q, k, v, output, lse, *inputs)
         return output, lse
@@ -129,29 +96,55 @@ class FlashAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_o: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """The gradients of q, k, v, and of what the bias is made of."""
         q, k, v, output, lse, *inputs = ctx.saved_tensors
-        tiling: Tiling = ctx.tiling
-        batch, kv_heads, dtype = q.shape[0], k.shape[2], lse.dtype
-        with torch.autocast(q.device.type, enabled=False):
-            stacked, d_o = stack(q, kv_heads, dtype) * tiling.scale, stack(grad_o, kv_heads, dtype)
-            keys, values = stack(k, kv_heads, dtype)[:, 0], stack(v, kv_heads, dtype)[:, 0]
-            delta = ((grad_o.to(dtype) * output.to(dtype)).sum(-1) - grad_lse).unsqueeze(-1)
-            delta, level = stack(delta, kv_heads, dtype), stack(lse.unsqueeze(-1), kv_heads, dtype)
-            empty = level == -torch.inf
-            delta, level = delta.masked_fill(empty, 0), level.masked_fill(empty, torch.inf)
-            d_inputs = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, dtype)) for x in inputs]
-            wanted = d_inputs if any(ctx.needs_input_grad[4:]) else []
-            form = fused_flash_attention.backward if fused_flash_attention.fits(stacked) else backward
-            d_q, d_k, d_v = form(tiling, stacked, keys, values, d_o, level, delta, wanted)
-            d_q *= tiling.scale
-            gradients = (unstack(d_q, batch, q.dtype), *(unstack(t[:, None], batch, k.dtype) for t in (d_k, d_v)))
-        return None, *gradients, *(d.to(x.dtype) for d, x in zip(d_inputs, inputs, strict=True))
+        delta = (grad_o.to(lse.dtype) * output.to(lse.dtype)).sum(-1) - grad_lse
+        d_inputs = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, lse.dtype)) for x in inputs]
+        wanted = d_inputs if any(ctx.needs_input_grad[4:]) else []
+        found = gradients(ctx.tiling, q, k, v, grad_o, lse, delta, wanted)
+        return None, *found, *(d.to(x.dtype) for d, x in zip(d_inputs, inputs, strict=True))
+
+
+def attend(tiling: Tiling, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """O of the chosen queries, [batch, queries, heads, value_dim], in the type of q, and LSE in float32 or wider."""
+    batch, kv_heads, dtype = q.shape[0], k.shape[2], torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        own = stack(q, kv_heads, dtype, tiling.frame.queries)
+        keys, values = (stack(x, kv_heads, dtype, tiling.frame.keys)[:, 0] for x in (k, v))
+        form = fused_flash_attention.forward if fused_flash_attention.fits(own) else forward
+        o, lse = form(tiling, own, keys, values)
+        return unstack(o, batch, q.dtype), unstack(lse, batch, dtype).squeeze(-1)
+
+
+def gradients(
+    tiling: Tiling,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad_o: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    d_inputs: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the chosen queries, keys and values, in the types of q, k and v. lse: over all keys, also those
+    that others choose. delta: Δ of each query. d_inputs: of the bias, are added to."""
+    batch, kv_heads, dtype = q.shape[0], k.shape[2], lse.dtype
+    of_queries, of_keys = (q, grad_o, lse.unsqueeze(-1), delta.unsqueeze(-1)), (k, v)
+    with torch.autocast(q.device.type, enabled=False):
+        own, d_o, level, delta = (stack(x, kv_heads, dtype, tiling.frame.queries) for x in of_queries)
+        keys, values = (stack(x, kv_heads, dtype, tiling.frame.keys)[:, 0] for x in of_keys)
+        empty = level == -torch.inf
+        delta, level = delta.masked_fill(empty, 0), level.masked_fill(empty, torch.inf)
+        form = fused_flash_attention.backward if fused_flash_attention.fits(own) else backward
+        d_q, d_k, d_v = form(tiling, own, keys, values, d_o, level, delta, d_inputs)
+        d_k, d_v = (unstack(d[:, None], batch, x.dtype) for d, x in ((d_k, k), (d_v, v)))
+        return unstack(d_q, batch, q.dtype), d_k, d_v
 
 
 def forward(tiling: Tiling, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """O, [batch · kv_heads, groups, queries, value_dim], and LSE of the same with 1. q carries the scale."""
+    """O, [batch · kv_heads, groups, queries, value_dim], and LSE of the same with 1."""
+    q = q * tiling.scale
     o = values.new_empty(*q.shape[:3], values.shape[2])
     lse = o.new_empty(*o.shape[:3], 1)
-    for rows, tiles in tiling.rows():
+    for rows, tiles in tiling.frame.tiles.rows:
         part = accumulate(tiling, q[:, :, rows].flatten(1, 2), keys, values, rows, tiles)
         o[:, :, rows], lse[:, :, rows] = (t.unflatten(1, (tiling.groups, -1)) for t in part)
     return o, lse
@@ -168,12 +161,13 @@ def backward(
     d_inputs: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, keys and values. level: LSE, ∞ where nothing is seen. d_inputs: of the bias, are added to."""
+    q = q * tiling.scale
     d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
-    for rows, tiles in tiling.rows():
+    for rows, tiles in tiling.frame.tiles.rows:
         q_tile, do_tile, level_tile, delta_tile = (t[:, :, rows].flatten(1, 2) for t in (q, d_o, level, delta))
         dq_tile = torch.zeros_like(q_tile)
-        for columns, masked in tiles:
-            p = tiling.logits(q_tile, keys, rows, columns, masked).sub_(level_tile).exp_()
+        for columns, hides in tiles:
+            p = tiling.logits(q_tile, keys, rows, columns, hides).sub_(level_tile).exp_()
             d_v[:, columns].baddbmm_(p.mT, do_tile)
             d_s = torch.bmm(do_tile, values[:, columns].mT).sub_(delta_tile).mul_(p)
             dq_tile.baddbmm_(d_s, keys[:, columns])
@@ -182,7 +176,7 @@ def backward(
                 by_head = d_s.view(tiling.batch, -1, rows.stop - rows.start, columns.stop - columns.start)
                 tiling.bias.add_gradients(d_inputs, by_head, rows, columns)
         d_q[:, :, rows] = dq_tile.unflatten(1, (tiling.groups, -1))
-    return d_q, d_k, d_v
+    return d_q.mul_(tiling.scale), d_k, d_v
 
 
 def accumulate(
@@ -192,11 +186,11 @@ def accumulate(
     o = q.new_zeros(*q.shape[:2], values.shape[2])
     total = q.new_zeros(*q.shape[:2], 1)
     highest = torch.full_like(total, -torch.inf)
-    for columns, masked in tiles:
-        p = tiling.logits(q, keys, rows, columns, masked)
+    for columns, hides in tiles:
+        p = tiling.logits(q, keys, rows, columns, hides)
         before, highest = highest, torch.maximum(highest, p.amax(-1, keepdim=True))
         # A row that has seen nothing yet has no level to subtract: −∞ − (−∞) would be NaN.
-        level = highest.masked_fill(highest == -torch.inf, 0) if masked or tiling.bias is not None else highest
+        level = highest.masked_fill(highest == -torch.inf, 0) if hides or tiling.bias is not None else highest
         p = p.sub_(level).exp_()
         shrink = (before - level).exp_()
         total = total.mul_(shrink).add_(p.sum(-1, keepdim=True))
@@ -231,16 +225,18 @@ def flash_attention(
         raise InputError(f"kv_heads must divide heads: got kv_heads={kv_heads} and heads={heads}")
     if min(tile) < 1:
         raise InputError(f"tile must be at least 1 by 1, got {tile[0]} by {tile[1]}")
-    visibility = aligned(
-        causal() if pattern is None else pattern, queries, keys, query_documents, key_documents, positions, q.device
-    )
+    pattern = causal() if pattern is None else pattern
+    height, width = min(tile[0], max(queries, 1)), min(tile[1], max(keys, 1))
+    if query_documents is None and key_documents is None and positions is None:
+        tiles = tiles_of(pattern, queries, keys, q.device, height, width)
+    else:
+        where = query_documents, key_documents, positions, q.device
+        tiles = Tiles(aligned(pattern, queries, keys, *where), height, width)
     added = _checked(bias, queries, keys)
     inputs = () if added is None else added.inputs
     tiled = None if added is None else added.over([x.detach() for x in inputs])
     scale = head_dim**-0.5 if scale is None else scale
-    band, documents = visibility.pattern.band, query_documents is not None or key_documents is not None
-    alike = band is not None and not band[2] and positions is None and not documents
-    tiling = Tiling(visibility, tiled, scale, *tile, batch, heads // kv_heads, alike)
+    tiling = Tiling(Frame(tiles), tiled, scale, batch, heads // kv_heads)
     return FlashAttention.apply(tiling, q, k, v, *inputs)
 
 

@@ -29,17 +29,17 @@ def fits(x: Tensor) -> bool:
 
 
 def forward(tiling: Tiling, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """O, [batch · kv_heads, groups, queries, value_dim], and LSE of the same with 1. q carries the scale."""
+    """O, [batch · kv_heads, groups, queries, value_dim], and LSE of the same with 1."""
     o = values.new_zeros(*q.shape[:3], values.shape[2])
     total, highest = o.new_zeros(o.shape[:3]), o.new_full(o.shape[:3], -torch.inf)
     given = _by_unit(q), *fused.arrays(keys, values), *map(_by_unit, (o, total, highest))
 
     def work(rows: Rows, number: int) -> None:  # noqa: ARG001
-        scores = q.new_empty(tiling.height * tiling.width).numpy()
+        scores = q.new_empty(tiling.frame.tiles.height * tiling.frame.tiles.width).numpy()
         for own, tiles in rows:
-            for near, masked in tiles:
-                tile = Tile(tiling, own, near, masked, q)
-                tile.kernels.forward(tile.gemm, *given, *tile.matrices(scores, 1), *tile.rest)
+            for near, hides in tiles:
+                tile = Tile(tiling, own, near, hides, q)
+                tile.kernels.forward(*tile.first, *given, *tile.matrices(scores, 1), *tile.rest)
 
     divide(work, tiling, q)
     lse = highest.add_(total.log()).unsqueeze(-1)
@@ -67,13 +67,13 @@ def backward(
         into = [torch.zeros_like(d) if number else d for d in d_inputs]
         d_k, d_v, _ = found[number] = torch.zeros_like(keys), torch.zeros_like(values), into
         sums = fused.arrays(d_k, d_v)
-        area, wanted = tiling.height * tiling.width, q.shape[0] * q.shape[1] if into else 0
+        area, wanted = tiling.frame.tiles.height * tiling.frame.tiles.width, q.shape[0] * q.shape[1] if into else 0
         rooms, whole = q.new_empty(2 * area).numpy(), q.new_empty(wanted * area).numpy()
         for own, tiles in rows:
-            for near, masked in tiles:
-                tile = Tile(tiling, own, near, masked, q)
+            for near, hides in tiles:
+                tile = Tile(tiling, own, near, hides, q)
                 d_s, both = tile.matrices(whole, wanted), tile.matrices(rooms, 2)
-                tile.kernels.backward(tile.gemm, *given, *sums, *both, d_s, *tile.rest)
+                tile.kernels.backward(*tile.first, *given, *sums, *both, d_s, *tile.rest)
                 if into and tiling.bias is not None:
                     by_head = torch.from_numpy(d_s).unflatten(0, (tiling.batch, -1))
                     tiling.bias.add_gradients(into, by_head, own, near)
@@ -90,8 +90,8 @@ def backward(
 
 def divide(work: Callable[[Rows, int], None], tiling: Tiling, q: Tensor) -> None:
     """All tiles of queries, among the threads: `work` is called with each share and its number."""
-    rows = sorted(tiling.rows(), key=lambda row: len(row[1]))
-    size = sum(len(tiles) for _, tiles in rows) * tiling.height * tiling.width * q.shape[0] * q.shape[1]
+    rows = sorted(tiling.frame.tiles.rows, key=lambda row: len(row[1]))
+    size = tiling.frame.tiles.count * tiling.frame.tiles.height * tiling.frame.tiles.width * q.shape[0] * q.shape[1]
     count = len(fused.parts(len(rows), size))
     # Dealt forth and back, since the tiles of a causal pattern see one tile of keys more from row to row.
     shares = [rows[n :: 2 * count] + rows[2 * count - 1 - n :: 2 * count] for n in range(count)]
@@ -107,18 +107,19 @@ def divide(work: Callable[[Rows, int], None], tiling: Tiling, q: Tensor) -> None
 class Tile:
     """One tile as the kernels take it: its place, what is added to its logits, and what is hidden."""
 
-    def __init__(self, tiling: Tiling, rows: slice, columns: slice, masked: bool, like: Tensor) -> None:
+    def __init__(self, tiling: Tiling, rows: slice, columns: slice, hides: bool, like: Tensor) -> None:
         nothing = _nothing(like.dtype)
         view = (
             View(nothing.view(-1), 0, (0,) * 4) if tiling.bias is None else tiling.bias.view(rows, columns, like.dtype)
         )
         levels = nothing if view.levels is None else view.levels.to(like.dtype)
-        mask = tiling.mask(rows, columns) if masked else _NO_MASK
-        values, levels, mask = fused.arrays(view.values, levels, mask)
+        seen = tiling.frame.tiles.seen(rows, columns, hides)
+        mask = _NO_MASK if seen.mask is None else seen.mask
+        values, levels, mask, blocks = fused.arrays(view.values, levels, mask, seen.blocks)
         place, heads = (rows.start, columns.start), like.shape[0] * like.shape[1] // tiling.batch
         self.shape = rows.stop - rows.start, columns.stop - columns.start
-        self.rest = place, heads, (values, view.offset, view.strides, levels, mask)
-        self.gemm = fused.gemm(like.dtype)
+        self.rest = place, heads, blocks, (values, view.offset, view.strides, levels, mask)
+        self.first = fused.gemm(like.dtype), values.dtype.type(tiling.scale)
         self.kernels: Any = import_module("lengthwise.ops.numba_flash_attention")
 
     def matrices(self, room: Any, count: int) -> Any:

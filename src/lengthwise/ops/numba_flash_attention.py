@@ -16,9 +16,6 @@ from lengthwise.ops.numba_native import multiply
 LOWEST = np.float32(-87)
 """Below it e^x is no normal number in float32, and next to a row's largest term, e^0, nothing in float64 either."""
 
-BLOCK = 64
-"""Queries of which a tile that hides something computes those keys alone that any of them sees."""
-
 
 @kernel
 def _add(row, values, level):
@@ -132,29 +129,6 @@ def _grade_rows(scores, slopes, lse, delta, unit, block, added):
 
 
 @kernel
-def _blocks(shape, mask):
-    """The parts of a tile that anything is seen of, for each row of the batch that is told apart: first and last query,
-    first and last key, each after its last; the whole tile where nothing is hidden."""
-    height = BLOCK if mask.size > 0 else shape[0]
-    found = np.empty((max(1, mask.shape[0]), (shape[0] + height - 1) // height, 4), np.int64)
-    for b in range(found.shape[0]):
-        for n in range(found.shape[1]):
-            begin, end = n * height, min((n + 1) * height, shape[0])
-            first, last = (shape[1], 0) if mask.size > 0 else (0, shape[1])
-            for i in range(begin, end if mask.size > 0 else begin):
-                for j in range(first):
-                    if mask[b, i, j]:
-                        first = j
-                        break
-                for j in range(shape[1] - 1, last - 1, -1):
-                    if mask[b, i, j]:
-                        last = j + 1
-                        break
-            found[b, n] = (begin, end, first, last)
-    return found
-
-
-@kernel
 def _matrix(room, block):
     """A matrix of the size of a block, at the beginning of a matrix that has room for it."""
     rows, columns = block[1] - block[0], block[3] - block[2]
@@ -162,54 +136,56 @@ def _matrix(room, block):
 
 
 @kernel(entry=True)
-def forward(gemm, q, k, v, o, total, highest, room, place, heads, added):
+def forward(gemm, scale, q, k, v, o, total, highest, room, place, heads, blocks, added):
     """One tile of the forward pass, of all heads in turn.
 
-    gemm: the address of BLAS's product. q: [units, queries, head_dim], a unit being one head of one row of the batch,
-    the heads of a row side by side; k, v: [kv units, keys, channels]. o, total and highest: of each query, are brought
-    on by this tile. room: [rows, columns] for its logits. place: its first query and first key. heads: of a row.
+    gemm: the address of BLAS's product. scale: c. q: [units, queries, head_dim], a unit being one head of one row of
+    the batch, the heads of a row side by side; k, v: [kv units, keys, channels]. o, total and highest: of each query,
+    are brought on by this tile. room: [rows, columns] for its logits. place: its first query and first key. heads: of a
+    row.
+    blocks: [rows of the batch or 1, blocks, 4], first and last query, first and last key of what is computed.
     added: (values, offset, strides, levels, mask), what a bias is read from, at offset + its indices · strides, or
     empty; levels: [rows or 1, heads or 1, queries of the tile], added to it, or empty; mask: [rows or 1, queries of the
     tile, keys of the tile] or empty.
     """
     fused()
     zero, one = room.dtype.type(0), room.dtype.type(1)
-    blocks, groups = _blocks(room.shape, added[4]), q.shape[0] // k.shape[0]
+    groups = q.shape[0] // k.shape[0]
     for u in range(q.shape[0]):
         for block in blocks[u // heads if len(blocks) > 1 else 0]:
             if block[2] >= block[3]:
                 continue
             own, near = slice(place[0] + block[0], place[0] + block[1]), slice(place[1] + block[2], place[1] + block[3])
             scores = _matrix(room, block)
-            multiply(gemm, q[u, own], k[u // groups, near].T, scores, zero)
+            multiply(gemm, scale, q[u, own], k[u // groups, near].T, zero, scores)
             unit = u // heads, u % heads
             _weigh_rows(scores, total[u, own], highest[u, own], o[u, own], unit, block, added)
-            multiply(gemm, scores, v[u // groups, near], o[u, own], one)
+            multiply(gemm, one, scores, v[u // groups, near], one, o[u, own])
 
 
 @kernel(entry=True)
-def backward(gemm, q, k, v, d_o, lse, delta, d_q, d_k, d_v, room, slopes, whole, place, heads, added):
+def backward(gemm, scale, q, k, v, d_o, lse, delta, d_q, d_k, d_v, room, slopes, whole, place, heads, blocks, added):
     """One tile of the backward pass. As in `forward`; lse, delta: of each query. d_q, d_k, d_v: are added to.
     slopes: room for dS. whole: [units, rows, columns], where dS is wanted, or empty."""
     fused()
     zero, one = room.dtype.type(0), room.dtype.type(1)
-    blocks, groups, masked = _blocks(room.shape, added[4]), q.shape[0] // k.shape[0], added[4].size > 0
+    groups, hides = q.shape[0] // k.shape[0], added[4].size > 0
     for u in range(q.shape[0]):
-        if masked and whole.size > 0:
+        if hides and whole.size > 0:
             whole[u] = zero
         for block in blocks[u // heads if len(blocks) > 1 else 0]:
             if block[2] >= block[3]:
                 continue
             own, near = slice(place[0] + block[0], place[0] + block[1]), slice(place[1] + block[2], place[1] + block[3])
             shared, unit, scores = u // groups, (u // heads, u % heads), _matrix(room, block)
-            d_s = _matrix(slopes if masked or whole.size == 0 else whole[u], block)
-            multiply(gemm, q[u, own], k[shared, near].T, scores, zero)
-            multiply(gemm, d_o[u, own], v[shared, near].T, d_s, zero)
+            d_s = _matrix(slopes if hides or whole.size == 0 else whole[u], block)
+            multiply(gemm, scale, q[u, own], k[shared, near].T, zero, scores)
+            multiply(gemm, one, d_o[u, own], v[shared, near].T, zero, d_s)
             _grade_rows(scores, d_s, lse[u, own], delta[u, own], unit, block, added)
-            multiply(gemm, scores.T, d_o[u, own], d_v[shared, near], one)
-            multiply(gemm, d_s, k[shared, near], d_q[u, own], one)
-            multiply(gemm, d_s.T, q[u, own], d_k[shared, near], one)
-            if masked and whole.size > 0:
+            multiply(gemm, one, scores.T, d_o[u, own], one, d_v[shared, near])
+            multiply(gemm, scale, d_s, k[shared, near], one, d_q[u, own])
+            multiply(gemm, scale, d_s.T, q[u, own], one, d_k[shared, near])
+            if hides and whole.size > 0:
                 whole[u, block[0] : block[1], block[2] : block[3]] = d_s
 
 

@@ -63,11 +63,11 @@ def real(typingctx, bits):
 
 
 @kernel
-def multiply(gemm, a, b, c, kept):
-    """C ← A B + kept C, by the function at the address `gemm`: `fused.gemm`.
+def multiply(gemm, factor, a, b, kept, c):
+    """C ← factor · A B + kept · C, by the function at the address `gemm`: `fused.gemm`.
 
-    a, b, c: matrices of one type, float32 or float64, c with its rows one after the other; a and b so too, or turned.
-    kept: 0 or 1, of that type.
+    factor, kept: numbers. a, b, c: matrices of their type, float32 or float64, c with its rows one after the other; a
+    and b so too, or turned.
     """
     a_turned, b_turned = a.strides[1] != a.itemsize, b.strides[1] != b.itemsize
     a_step, b_step = a.strides[1 if a_turned else 0] // a.itemsize, b.strides[1 if b_turned else 0] // b.itemsize
@@ -75,15 +75,15 @@ def multiply(gemm, a, b, c, kept):
     a_step, b_step = max(a_step, a.shape[0 if a_turned else 1]), max(b_step, b.shape[0 if b_turned else 1])
     # BLAS reads matrices column by column, and so sees Cᵀ = Bᵀ Aᵀ.
     sizes = c.shape[1], c.shape[0], a.shape[1], b_step, a_step, c.strides[0] // c.itemsize
-    _gemm(gemm, b_turned, a_turned, sizes, b.ctypes.data, a.ctypes.data, kept, c.ctypes.data)
+    _gemm(gemm, b_turned, a_turned, sizes, factor, b.ctypes.data, a.ctypes.data, kept, c.ctypes.data)
 
 
 @intrinsic
-def _gemm(typingctx, gemm, b_turned, a_turned, sizes, b, a, kept, c):
+def _gemm(typingctx, gemm, b_turned, a_turned, sizes, factor, b, a, kept, c):
     """The call of BLAS, which takes everything by its address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        gemm, b_turned, a_turned, sizes, b, a, kept, c = args
+        gemm, b_turned, a_turned, sizes, factor, b, a, kept, c = args
         byte, word, number = ir.IntType(8), ir.IntType(32), kept.type
 
         def held(value: Any) -> Any:
@@ -99,11 +99,10 @@ def _gemm(typingctx, gemm, b_turned, a_turned, sizes, b, a, kept, c):
         n, m, k, b_step, a_step, c_step = (
             held(builder.trunc(builder.extract_value(sizes, place), word)) for place in range(6)
         )
-        one = held(ir.Constant(number, 1))
-        first = letter(b_turned), letter(a_turned), n, m, k, one
+        first = letter(b_turned), letter(a_turned), n, m, k, held(factor)
         rest = numbers(b), b_step, numbers(a), a_step, held(kept), numbers(c), c_step
         kind = ir.FunctionType(ir.VoidType(), [x.type for x in (*first, *rest)])
         builder.call(builder.inttoptr(gemm, kind.as_pointer()), [*first, *rest])
         return context.get_dummy_value()
 
-    return types.none(gemm, b_turned, a_turned, sizes, b, a, kept, c), generate
+    return types.none(gemm, b_turned, a_turned, sizes, factor, b, a, kept, c), generate

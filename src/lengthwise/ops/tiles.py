@@ -8,107 +8,140 @@ them are left out, get a frame of their own:
     queries_at                        the chosen queries alone
 
 All other terms share the frame of the sequence itself. In each frame a tile of keys is skipped where nothing is seen of
-it, taken without a mask where everything is, and with one elsewhere. What an earlier frame has shown isn't seen again.
+it, taken without a mask where everything is, and with one elsewhere: there each block of a few queries is taken with
+the keys from the first to the last that any of them sees. What an earlier frame has shown isn't seen again.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lengthwise.errors import InputError
 from lengthwise.ops.conditions import OfKeys, Queries, Stride
 from lengthwise.ops.pattern import NOTHING, Pattern, Term, union
 from lengthwise.ops.visibility import Visibility, aligned
 
-SIDES = {256: 0.9, 128: 0.6, 64: 0.5}
-"""The sides that tiles can have, and about which share of its rate on long rows the processor's kernel has there."""
+SIDE = 256
+"""The most queries and keys of a tile."""
 
-FINEST = 2**22
-"""The most tiles that are looked at to choose a side."""
+BLOCK = 64
+"""The most queries of a block."""
 
-WRITTEN = 2**22
-"""The most numbers of a mask that is written out at once."""
+KEPT = 2**20
+"""The most numbers of masks that are kept for the next call."""
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Neighbouring tiles of queries that each visit `count` neighbouring tiles of keys.
+class Seen:
+    """What is seen of a tile.
 
-    row, rows: the first tile of queries, and how many. column: the first tile of keys that the first of them visits;
-    the next visits from `shift` further on, 0 or 1. masked: whether a mask has to tell what is seen. begins: whether
-    these queries haven't seen anything of the frame before.
+    blocks: of each block its first and last query and its first and last key, each after its last. mask: within them,
+    True where a query sees a key; None where everything is seen.
     """
 
-    row: int
-    rows: int
-    column: int
-    count: int
-    shift: int
-    masked: bool
-    begins: bool
+    blocks: Int[Tensor, "_ blocks 4"]
+    mask: Bool[Tensor, "_ queries keys"] | None = None
+
+    @staticmethod
+    def by(mask: Bool[Tensor, "_ queries keys"]) -> Seen:
+        """By a mask."""
+        queries, keys = mask.shape[1:]
+        begins = torch.arange(0, queries, BLOCK, device=mask.device).expand(len(mask), -1)
+        any_sees = pad(mask, (0, 0, 0, -queries % BLOCK)).unflatten(1, (-1, BLOCK)).any(2)
+        first, last = any_sees.byte().argmax(2), keys - any_sees.flip(2).byte().argmax(2)
+        last = last.where(any_sees.any(2), first)
+        return Seen(torch.stack([begins, (begins + BLOCK).clamp_max(queries), first, last], 2), mask)
 
     @property
-    def tiles(self) -> int:
-        """How many tiles are visited."""
-        return self.rows * self.count
+    def pairs(self) -> float:
+        """How many queries times keys its blocks have, in the mean over the rows of the batch."""
+        first, end, left, right = self.blocks.unbind(2)
+        return int(((end - first) * (right - left)).sum()) / len(self.blocks)
 
-    def parts(self, size: int) -> Iterator[Stretch]:
-        """The stretch in parts that together have its rows, each of at most `size` of them."""
-        for at in range(0, self.rows, size):
-            yield replace(self, row=self.row + at, rows=min(size, self.rows - at), column=self.column + at * self.shift)
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of a pattern laid over queries and keys."""
+
+    visibility: Visibility
+    height: int
+    width: int
+    known: dict[tuple[int, int], Seen] = field(default_factory=dict, compare=False, repr=False)
+    distinct: dict[int, Seen] = field(default_factory=dict, compare=False, repr=False)
+
+    @functools.cached_property
+    def rows(self) -> list[tuple[slice, list[tuple[slice, bool]]]]:
+        """Every tile of queries, with the tiles of keys that it sees any of and whether something is hidden there."""
+        queries, keys = self.visibility.query_index.shape[1], self.visibility.key_index.shape[1]
+        across = range(0, queries, self.height)
+        verdicts = self.visibility.tiles(self.height, self.width) if queries and keys else [[] for _ in across]
+        columns = [slice(j, min(j + self.width, keys)) for j in range(0, keys, self.width)]
+        return [
+            (
+                slice(i, min(i + self.height, queries)),
+                [(c, full is None) for c, full in zip(columns, line, strict=True) if full is not False],
+            )
+            for i, line in zip(across, verdicts, strict=True)
+        ]
+
+    @property
+    def count(self) -> int:
+        """How many tiles are visited."""
+        return sum(len(tiles) for _, tiles in self.rows)
+
+    @property
+    def pairs(self) -> float:
+        """How many queries times keys are visited, in the mean over the rows of the batch."""
+        return sum(self.seen(rows, *tile).pairs for rows, tiles in self.rows for tile in tiles)
+
+    def seen(self, rows: slice, columns: slice, hides: bool) -> Seen:
+        """What is seen of one tile. Masks are kept, equal ones once, as long as they are few."""
+        if not hides:
+            return everything(rows.stop - rows.start, columns.stop - columns.start)
+        place = rows.start, columns.start
+        seen = self.known.get(place)
+        if seen is None:
+            mask = self.visibility.mask(rows, columns)
+            number = hash(mask.numpy(force=True).tobytes())
+            seen = self.distinct.get(number)
+            if seen is None or seen.mask is None or not torch.equal(seen.mask, mask):
+                seen = Seen.by(mask)
+                if (len(self.distinct) + 1) * mask.numel() > KEPT:
+                    return seen
+            self.known[place] = self.distinct[number] = seen
+        return seen
+
+
+@functools.cache
+def everything(queries: int, keys: int) -> Seen:
+    """That everything is seen of a tile."""
+    return Seen(torch.tensor([[[0, queries, 0, keys]]]))
+
+
+@functools.lru_cache(maxsize=64)
+def tiles_of(pattern: Pattern, queries: int, keys: int, device: torch.device, height: int, width: int) -> Tiles:
+    """The tiles of a row that is one document, whose queries are the last of its keys. They are kept, since all layers
+    and steps of training ask for the same."""
+    return Tiles(aligned(pattern, queries, keys, device=device), height, width)
 
 
 @dataclass(frozen=True)
 class Frame:
     """Chosen queries and keys in an order in which what is seen is dense. None chooses all as they are.
 
-    visibility: what is seen, in that order. height, width: of a tile. stretches: the tiles that are visited.
-    shared: by its number, the mask of a stretch that is the same for all its tiles of queries.
+    tiles: what is seen, in that order.
     """
 
-    visibility: Visibility
-    queries: Int[Tensor, " queries"] | None
-    keys: Int[Tensor, " keys"] | None
-    height: int
-    width: int
-    stretches: tuple[Stretch, ...]
-    shared: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def tiles(self) -> int:
-        """How many tiles are visited."""
-        return sum(stretch.tiles for stretch in self.stretches)
-
-    def masked(self) -> Iterator[tuple[Stretch, Bool[Tensor, "_ n rows columns"] | None]]:
-        """The stretches, in parts whose masks aren't large, and what is seen of each, [batch or 1, n or 1, rows,
-        columns] with a mask for each of n tiles of queries where they shift, and one for all where they don't or where
-        it is shared; None where everything is seen."""
-        rows = self.visibility.rows
-        for number, stretch in enumerate(self.stretches):
-            if not stretch.masked or number in self.shared:
-                yield stretch, self.shared.get(number)
-                continue
-            size = rows * self.height * self.width * stretch.count
-            for part in stretch.parts(max(1, WRITTEN // size)):
-                yield part, self.mask(part)
-
-    def mask(self, stretch: Stretch) -> Bool[Tensor, "_ n rows columns"]:
-        """What is seen of the tiles of a stretch."""
-        device = self.visibility.key_index.device
-        n, height = (stretch.rows, self.height) if stretch.shift else (1, self.height * stretch.rows)
-        tile = torch.arange(n, device=device)[:, None]
-        rows = (stretch.row + tile) * self.height + torch.arange(height, device=device)
-        columns = (stretch.column + tile) * self.width + torch.arange(stretch.count * self.width, device=device)
-        queries, keys = self.visibility.query_index.shape[1], self.visibility.key_index.shape[1]
-        seen = self.visibility.seen(*self.visibility.at(rows.clamp_max(queries - 1), columns.clamp_max(keys - 1)))
-        return seen & (columns < keys)[:, None]
+    tiles: Tiles
+    queries: Int[Tensor, " queries"] | None = None
+    keys: Int[Tensor, " keys"] | None = None
 
 
 def frames(visibility: Visibility) -> tuple[Frame, ...]:
@@ -126,9 +159,10 @@ def frames(visibility: Visibility) -> tuple[Frame, ...]:
         pattern = union(grouped[kind])
         queries, keys = _chosen(visibility, pattern.terms[0]) if kind else (None, None)
         laid = replace(visibility, pattern=pattern, counted=counted).chosen(queries, keys)
-        found.append(_frame(laid, queries, keys))
+        height, width = (max(1, min(SIDE, index.shape[1])) for index in (laid.query_index, laid.key_index))
+        found.append(Frame(Tiles(laid, height, width), queries, keys))
         counted = counted | pattern
-    return tuple(frame for frame in found if frame.stretches)
+    return tuple(frame for frame in found if frame.tiles.count)
 
 
 @functools.lru_cache(maxsize=64)
@@ -156,80 +190,3 @@ def _chosen(visibility: Visibility, term: Term) -> tuple[Tensor | None, Tensor |
     shown = shown & torch.isin(j % step, remainders)
     queries, keys = asks.nonzero()[:, 0], shown.nonzero()[:, 0]
     return queries[(i[queries] % step).argsort(stable=True)], keys[(j[keys] % step).argsort(stable=True)]
-
-
-def _frame(laid: Visibility, queries: Tensor | None, keys: Tensor | None) -> Frame:
-    """The frame whose tiles have the size that costs least."""
-    many, few = laid.query_index.shape[1], laid.key_index.shape[1]
-    best: tuple[float, Frame] | None = None
-    for side, rate in SIDES.items() if many and few else ():
-        height, width = min(side, many), min(side, few)
-        if best is not None and (many // height + 1) * (few // width + 1) > FINEST:
-            break
-        some, every = laid.verdicts(height, width)
-        cost = int(some.sum()) * height * width / rate
-        if best is None or cost < best[0]:
-            best = cost, Frame(laid, queries, keys, height, width, tuple(stretches(some, every, few // width)))
-    if best is None:
-        return Frame(laid, queries, keys, 1, 1, ())
-    frame = best[1]
-    for number, stretch in enumerate(frame.stretches):
-        if stretch.masked and stretch.shift and stretch.rows > 1:
-            size = laid.rows * frame.height * frame.width * stretch.count
-            own = frame.mask(replace(stretch, rows=1))
-            parts = stretch.parts(max(1, WRITTEN // size))
-            if all(bool((frame.mask(part) == own).all()) for part in parts):
-                frame.shared[number] = own
-    return frame
-
-
-def stretches(some: Bool[Tensor, "rows columns"], every: Bool[Tensor, "rows columns"], filled: int) -> list[Stretch]:
-    """The tiles of which something is seen, as few stretches; without a mask where everything is.
-
-    Columns from `filled` on end beyond the keys and need a mask. Tiles that shift into one of them are a stretch of
-    their own, so that those before it can share their mask.
-    """
-    every = every & (torch.arange(every.shape[1], device=every.device) < filled)
-    found: list[Stretch] = []
-    latest: list[int] = []  # the stretches that ended with the row before
-    for row, (seen, whole) in enumerate(zip(some.tolist(), (some & every).tolist(), strict=True)):
-        current = []
-        for ordinal, (column, count, masked) in enumerate(_segments(seen, whole)):
-            new = Stretch(row, 1, column, count, 1, masked, ordinal == 0)
-            number = next((n for n in latest if _goes_on(found[n], new, filled)), None)
-            if number is None:
-                number = len(found)
-                found.append(new)
-            else:
-                before = found[number]
-                latest.remove(number)
-                found[number] = replace(before, rows=before.rows + 1, shift=int(column != before.column))
-            current.append(number)
-        latest = current
-    return sorted(found, key=lambda stretch: not stretch.begins)
-
-
-def _goes_on(before: Stretch, row: Stretch, filled: int) -> bool:
-    """Whether a stretch takes in these tiles of the next row."""
-    if (before.count, before.masked, before.begins) != (row.count, row.masked, row.begins):
-        return False
-    last = before.column + (before.rows - 1) * before.shift + before.count
-    if (last > filled) != (row.column + row.count > filled):
-        return False
-    shifts = (0, 1) if before.rows == 1 else (before.shift,)
-    return any(row.column == before.column + before.rows * shift for shift in shifts)
-
-
-def _segments(seen: list[bool], whole: list[bool]) -> list[tuple[int, int, bool]]:
-    """The neighbouring tiles of one row that are visited at once, as (column, count, masked): whole ones apart from
-    the others where they are many."""
-    columns = [column for column, yes in enumerate(seen) if yes]
-    apart = sum(whole[column] for column in columns) > 2 * sum(not whole[column] for column in columns)
-    found: list[tuple[int, int, bool]] = []
-    for column in columns:
-        masked = not (apart and whole[column])
-        if found and sum(found[-1][:2]) == column and found[-1][2] == masked:
-            found[-1] = found[-1][0], found[-1][1] + 1, masked
-        else:
-            found.append((column, 1, masked))
-    return [(c, n, any(not whole[x] for x in range(c, c + n))) for c, n, _ in found]

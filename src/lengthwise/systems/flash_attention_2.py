@@ -14,6 +14,7 @@ from lengthwise.measure import interleaved, peak_bytes
 from lengthwise.ops.flash_attention import Tiling, accumulate, flash_attention
 from lengthwise.ops.pattern import Pattern
 from lengthwise.ops.patterns import causal, full, window
+from lengthwise.ops.tiles import Frame, Tiles
 from lengthwise.ops.visibility import aligned
 from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
 
@@ -168,9 +169,9 @@ Accumulate = Callable[[Tiling, Tensor, Tensor, Tensor, slice, list[tuple[slice, 
 def elementwise_operations(part: Accumulate) -> int:
     """Elementwise operations on O over all tiles of a causal forward pass."""
     q, k, v = (x.detach()[0].transpose(0, 1) for x in inputs(Case("square"), 0))
-    tiling = Tiling(aligned(causal(), LENGTH, LENGTH), None, 1.0, *TILE, 1, 1)
+    tiling = Tiling(Frame(Tiles(aligned(causal(), LENGTH, LENGTH), *TILE)), None, 1.0, 1, 1)
     with ElementwiseOperations((HEADS, TILE[0], DIM)) as counter:
-        for rows, tiles in tiling.rows():
+        for rows, tiles in tiling.frame.tiles.rows:
             part(tiling, q[:, rows], k, v, rows, tiles)
     return counter.count
 
@@ -185,8 +186,8 @@ def accumulate_version_1(
     o = q.new_zeros(*q.shape[:2], values.shape[2])
     total = q.new_zeros(*q.shape[:2], 1)
     highest = torch.full_like(total, -torch.inf)
-    for columns, masked in tiles:
-        logits = tiling.logits(q, keys, rows, columns, masked)
+    for columns, hides in tiles:
+        logits = tiling.logits(q, keys, rows, columns, hides)
         own = logits.amax(-1, keepdim=True)
         p = (logits - own).exp()
         after = torch.maximum(highest, own)
