@@ -22,15 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from typing import Any
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
-from torch.nn import functional
 
-from lengthwise.ops import fused
+from lengthwise.ops.diagonals import diagonals
 
 EVERY = slice(None)
 """All queries, or all keys."""
@@ -85,6 +82,12 @@ class Bias:
     def view(self, queries: slice, keys: slice, dtype: torch.dtype) -> View:
         """The same tile as kernels read it, without a graph."""
         return View.of(self.tile(queries, keys), dtype)
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """U and W where the bias is U Wᵀ, [rows or 1, heads or 1, queries or keys, channels], which kernels multiply
+        themselves; then they are its inputs."""
+        return None
 
     def scaled(self, factor: float) -> Bias:
         """The bias times a number."""
@@ -328,6 +331,11 @@ class Product(Bias):
         """Other u and w."""
         return Product(*inputs)
 
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """u and w."""
+        return self.u, self.w
+
     def tile(self, queries: slice, keys: slice) -> Tensor:
         """The products of these queries and keys."""
         return self.u[:, :, queries] @ self.w[:, :, keys].mT
@@ -370,20 +378,6 @@ def follow(positions: Num[Tensor, "rows length"]) -> bool:
     if len(positions) != 1 or positions.is_floating_point() or not positions.shape[1]:
         return False
     return torch.compiler.is_compiling() is False and bool((positions.diff(dim=1) == 1).all())
-
-
-def diagonals(x: Float[Tensor, "batch heads queries keys"], heads: int) -> Float[Tensor, "heads span"]:
-    """The sums of the diagonals, from the last query and first key on; of all heads together where heads is 1."""
-    rows, columns = x.shape[2:]
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        kernels: Any = import_module("lengthwise.ops.numba_flash_attention")
-        total = x.new_zeros(heads, rows + columns - 1)
-        kernels.add_diagonals(*fused.arrays(x), total.numpy())
-        return total
-    # Rows a place longer than they lie apart shift each one further.
-    x = x.sum(0).sum_to_size(heads, rows, columns).flip(1)
-    padded = functional.pad(x, (0, rows)).flatten(1)[:, : rows * (rows + columns - 1)]
-    return padded.unflatten(1, (rows, -1)).sum(1)
 
 
 def place(values: Tensor, queries: slice, keys: slice) -> Tensor:

@@ -33,13 +33,14 @@ def forward(tiling: Tiling, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Te
     o = values.new_zeros(*q.shape[:3], values.shape[2])
     total, highest = o.new_zeros(o.shape[:3]), o.new_full(o.shape[:3], -torch.inf)
     given = _by_unit(q), *fused.arrays(keys, values), *map(_by_unit, (o, total, highest))
+    factors = tuple(fused.arrays(*_factors(tiling, q)))
 
     def work(rows: Rows, number: int) -> None:  # noqa: ARG001
-        scores = q.new_empty(tiling.frame.tiles.height * tiling.frame.tiles.width).numpy()
+        scores = q.new_empty(tiling.frame.tiles.area).numpy()
         for own, tiles in rows:
             for near, hides in tiles:
                 tile = Tile(tiling, own, near, hides, q)
-                tile.kernels.forward(*tile.first, *given, *tile.matrices(scores, 1), *tile.rest)
+                tile.kernels.forward(*tile.first, *given, *tile.matrices(scores, 1), *tile.rest, factors)
 
     divide(work, tiling, q)
     lse = highest.add_(total.log()).unsqueeze(-1)
@@ -60,38 +61,43 @@ def backward(
     d_q = torch.zeros_like(q)
     lse, delta = level.squeeze(-1), delta.squeeze(-1)
     given = _by_unit(q), *fused.arrays(keys, values), *map(_by_unit, (d_o, lse, delta, d_q))
-    found: dict[int, tuple[Tensor, Tensor, list[Tensor]]] = {}
+    product, factors = tiling.bias is not None and tiling.bias.factors is not None, _factors(tiling, q)
+    shared = [keys, values, *(factors if d_inputs else _factors(None, q))]
+    arrays = tuple(fused.arrays(*factors))
+    found: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
 
     def work(rows: Rows, number: int) -> None:
         # The first share adds to what was given; which thread takes it doesn't matter.
-        into = [torch.zeros_like(d) if number else d for d in d_inputs]
-        d_k, d_v, _ = found[number] = torch.zeros_like(keys), torch.zeros_like(values), into
-        sums = fused.arrays(d_k, d_v)
-        area, wanted = tiling.frame.tiles.height * tiling.frame.tiles.width, q.shape[0] * q.shape[1] if into else 0
+        sums, into = [torch.zeros_like(x) for x in shared], [torch.zeros_like(d) if number else d for d in d_inputs]
+        found[number] = sums, into
+        d_k, d_v, *d_factors = fused.arrays(*sums)
+        fixed = *given, d_k, d_v, tuple(d_factors)
+        area, wanted = tiling.frame.tiles.area, q.shape[0] * q.shape[1] if into and not product else 0
         rooms, whole = q.new_empty(2 * area).numpy(), q.new_empty(wanted * area).numpy()
         for own, tiles in rows:
             for near, hides in tiles:
                 tile = Tile(tiling, own, near, hides, q)
                 d_s, both = tile.matrices(whole, wanted), tile.matrices(rooms, 2)
-                tile.kernels.backward(*tile.first, *given, *sums, *both, d_s, *tile.rest)
-                if into and tiling.bias is not None:
+                tile.kernels.backward(*tile.first, *fixed, *both, d_s, *tile.rest, arrays)
+                if wanted and tiling.bias is not None:
                     by_head = torch.from_numpy(d_s).unflatten(0, (tiling.batch, -1))
                     tiling.bias.add_gradients(into, by_head, own, near)
 
     divide(work, tiling, q)
-    (d_k, d_v, into), *others = (found[number] for number in sorted(found))
-    for more_k, more_v, more in others:
-        d_k += more_k
-        d_v += more_v
-        for total, part in zip(into, more, strict=True):
+    (sums, into), *others = (found[number] for number in sorted(found))
+    for more in others:
+        for total, part in zip((*sums, *into), (*more[0], *more[1]), strict=True):
             total += part
-    return d_q, d_k, d_v
+    if product:
+        for total, part in zip(d_inputs, sums[2:], strict=False):
+            total += part
+    return d_q, sums[0], sums[1]
 
 
 def divide(work: Callable[[Rows, int], None], tiling: Tiling, q: Tensor) -> None:
     """All tiles of queries, among the threads: `work` is called with each share and its number."""
     rows = sorted(tiling.frame.tiles.rows, key=lambda row: len(row[1]))
-    size = tiling.frame.tiles.count * tiling.frame.tiles.height * tiling.frame.tiles.width * q.shape[0] * q.shape[1]
+    size = tiling.frame.tiles.count * tiling.frame.tiles.area * q.shape[0] * q.shape[1]
     count = len(fused.parts(len(rows), size))
     # Dealt forth and back, since the tiles of a causal pattern see one tile of keys more from row to row.
     shares = [rows[n :: 2 * count] + rows[2 * count - 1 - n :: 2 * count] for n in range(count)]
@@ -108,10 +114,10 @@ class Tile:
     """One tile as the kernels take it: its place, what is added to its logits, and what is hidden."""
 
     def __init__(self, tiling: Tiling, rows: slice, columns: slice, hides: bool, like: Tensor) -> None:
-        nothing = _nothing(like.dtype)
-        view = (
-            View(nothing.view(-1), 0, (0,) * 4) if tiling.bias is None else tiling.bias.view(rows, columns, like.dtype)
-        )
+        nothing, bias = _nothing(like.dtype), tiling.bias
+        view = View(nothing.view(-1), 0, (0, 0, 0, 0))
+        if bias is not None and bias.factors is None:
+            view = bias.view(rows, columns, like.dtype)
         levels = nothing if view.levels is None else view.levels.to(like.dtype)
         seen = tiling.frame.tiles.seen(rows, columns, hides)
         mask = _NO_MASK if seen.mask is None else seen.mask
@@ -135,6 +141,13 @@ _NO_MASK = torch.empty(0, 0, 0, dtype=torch.bool)
 def _nothing(dtype: torch.dtype) -> Tensor:
     """No bias, and no levels of one."""
     return torch.empty(0, 0, 0, dtype=dtype)
+
+
+def _factors(tiling: Tiling | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """U and W of a bias that is their product, and empty ones of any other."""
+    factors = None if tiling is None or tiling.bias is None else tiling.bias.factors
+    u, w = (like.new_empty(0, 0, 0, 0),) * 2 if factors is None else factors
+    return u.detach().to(like.dtype).contiguous(), w.detach().to(like.dtype).contiguous()
 
 
 def _by_unit(x: Tensor) -> Any:

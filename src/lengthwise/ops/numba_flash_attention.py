@@ -81,13 +81,20 @@ def _grade(row, slopes, level, delta):
 
 
 @kernel
+def _of(matrices, unit):
+    """The matrix of a row and a head, where one may serve all."""
+    b, h = unit
+    return matrices[b if matrices.shape[0] > 1 else 0, h if matrices.shape[1] > 1 else 0]
+
+
+@kernel
 def _complete(row, unit, i, first, added):
     """Add a row's bias to its logits and hide what isn't seen. unit: row of the batch and head. i: the query in the
     tile, first: the first key of the row in the tile."""
     values, offset, strides, levels, mask = added
     (b, h), columns, level = unit, row.shape[0], row.dtype.type(0)
     if levels.size > 0:
-        level = levels[b if levels.shape[0] > 1 else 0, h if levels.shape[1] > 1 else 0, i]
+        level = _of(levels, unit)[i]
     if values.size > 0:
         begin = offset + b * strides[0] + h * strides[1] + i * strides[2] + first * strides[3]
         if strides[3] == 1:
@@ -136,7 +143,7 @@ def _matrix(room, block):
 
 
 @kernel(entry=True)
-def forward(gemm, scale, q, k, v, o, total, highest, room, place, heads, blocks, added):
+def forward(gemm, scale, q, k, v, o, total, highest, room, place, heads, blocks, added, factors):
     """One tile of the forward pass, of all heads in turn.
 
     gemm: the address of BLAS's product. scale: c. q: [units, queries, head_dim], a unit being one head of one row of
@@ -146,7 +153,8 @@ def forward(gemm, scale, q, k, v, o, total, highest, room, place, heads, blocks,
     blocks: [rows of the batch or 1, blocks, 4], first and last query, first and last key of what is computed.
     added: (values, offset, strides, levels, mask), what a bias is read from, at offset + its indices · strides, or
     empty; levels: [rows or 1, heads or 1, queries of the tile], added to it, or empty; mask: [rows or 1, queries of the
-    tile, keys of the tile] or empty.
+    tile, keys of the tile] or empty. factors: U and W, [rows or 1, heads or 1, queries or keys, channels], whose
+    product U Wᵀ is added too, or empty.
     """
     fused()
     zero, one = room.dtype.type(0), room.dtype.type(1)
@@ -157,16 +165,39 @@ def forward(gemm, scale, q, k, v, o, total, highest, room, place, heads, blocks,
                 continue
             own, near = slice(place[0] + block[0], place[0] + block[1]), slice(place[1] + block[2], place[1] + block[3])
             scores = _matrix(room, block)
-            multiply(gemm, scale, q[u, own], k[u // groups, near].T, zero, scores)
             unit = u // heads, u % heads
+            multiply(gemm, scale, q[u, own], k[u // groups, near].T, zero, scores)
+            if factors[0].size > 0:
+                multiply(gemm, one, _of(factors[0], unit)[own], _of(factors[1], unit)[near].T, one, scores)
             _weigh_rows(scores, total[u, own], highest[u, own], o[u, own], unit, block, added)
             multiply(gemm, one, scores, v[u // groups, near], one, o[u, own])
 
 
 @kernel(entry=True)
-def backward(gemm, scale, q, k, v, d_o, lse, delta, d_q, d_k, d_v, room, slopes, whole, place, heads, blocks, added):
-    """One tile of the backward pass. As in `forward`; lse, delta: of each query. d_q, d_k, d_v: are added to.
-    slopes: room for dS. whole: [units, rows, columns], where dS is wanted, or empty."""
+def backward(
+    gemm,
+    scale,
+    q,
+    k,
+    v,
+    d_o,
+    lse,
+    delta,
+    d_q,
+    d_k,
+    d_v,
+    d_factors,
+    room,
+    slopes,
+    whole,
+    place,
+    heads,
+    blocks,
+    added,
+    factors,
+):
+    """One tile of the backward pass. As in `forward`; lse, delta: of each query. d_q, d_k, d_v and d_factors, those of
+    U and W or empty: are added to. slopes: room for dS. whole: [units, rows, columns], where dS is wanted, or empty."""
     fused()
     zero, one = room.dtype.type(0), room.dtype.type(1)
     groups, hides = q.shape[0] // k.shape[0], added[4].size > 0
@@ -180,30 +211,15 @@ def backward(gemm, scale, q, k, v, d_o, lse, delta, d_q, d_k, d_v, room, slopes,
             shared, unit, scores = u // groups, (u // heads, u % heads), _matrix(room, block)
             d_s = _matrix(slopes if hides or whole.size == 0 else whole[u], block)
             multiply(gemm, scale, q[u, own], k[shared, near].T, zero, scores)
+            if factors[0].size > 0:
+                multiply(gemm, one, _of(factors[0], unit)[own], _of(factors[1], unit)[near].T, one, scores)
             multiply(gemm, one, d_o[u, own], v[shared, near].T, zero, d_s)
             _grade_rows(scores, d_s, lse[u, own], delta[u, own], unit, block, added)
             multiply(gemm, one, scores.T, d_o[u, own], one, d_v[shared, near])
             multiply(gemm, scale, d_s, k[shared, near], one, d_q[u, own])
             multiply(gemm, scale, d_s.T, q[u, own], one, d_k[shared, near])
+            if d_factors[0].size > 0:
+                multiply(gemm, one, d_s, _of(factors[1], unit)[near], one, _of(d_factors[0], unit)[own])
+                multiply(gemm, one, d_s.T, _of(factors[0], unit)[own], one, _of(d_factors[1], unit)[near])
             if hides and whole.size > 0:
                 whole[u, block[0] : block[1], block[2] : block[3]] = d_s
-
-
-@kernel
-def _gather(row, into):
-    fused()
-    for j in range(row.shape[0]):
-        into[j] += row[j]
-
-
-@kernel(entry=True)
-def add_diagonals(d_logits, into):
-    """Sums along the diagonals. d_logits: [batch, heads, queries, keys]. into: [heads or 1, queries + keys − 1], from
-    the last query and first key on."""
-    fused()
-    _, heads, queries, keys = d_logits.shape
-    for b in range(d_logits.shape[0]):
-        for h in range(heads):
-            for i in range(queries):
-                begin = queries - 1 - i
-                _gather(d_logits[b, h, i], into[h if into.shape[0] > 1 else 0, begin : begin + keys])

@@ -92,6 +92,11 @@ class Tiles:
         ]
 
     @property
+    def area(self) -> int:
+        """How many queries times keys a tile has at most."""
+        return self.height * self.width
+
+    @property
     def count(self) -> int:
         """How many tiles are visited."""
         return sum(len(tiles) for _, tiles in self.rows)
