@@ -202,6 +202,17 @@ class Layout:
         """True where there is no token."""
         return self.documents < 0
 
+    def runs(self) -> tuple[Int[Tensor, " runs"], Int[Tensor, " runs"], Int[Tensor, " runs"]]:
+        """The row of each run of tokens of one document, where it begins there, and how many they are. Padding is in
+        none."""
+        starts = self.starts
+        starts[:, :1] = True
+        row, begin = starts.nonzero().unbind(1)
+        place = row * starts.shape[1] + begin
+        size = place.diff(append=place.new_tensor([starts.numel()]))
+        real = ~self.padding[row, begin]
+        return row[real], begin[real], size[real]
+
     def slice(self, begin: int, end: int | None = None) -> Layout:
         """The layout of the tokens from `begin` to `end`, for a call that goes on from the state at `begin`."""
         return self._each(lambda t: t[:, begin:end])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,26 +64,34 @@ def read_bandwidth(megabytes: int = 512, device: str = "cpu") -> float:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are created while it is active and still alive, and their peak."""
+    """Counts the bytes of the tensors that are created while it is active and still alive, and their peak.
+
+    Those that `ops.fused.run` has other threads create count too; those of any other thread aren't seen.
+    """
+
+    every_thread = True
 
     def __init__(self) -> None:
         super().__init__()
         self.live = 0
         self.peak = 0
         self._seen: dict[int, int] = {}
-
-    def _free(self, key: int) -> None:
-        self.live -= self._seen.pop(key, 0)
+        self._gone: deque[int] = deque()
+        self._lock = threading.RLock()  # the end of an object can interrupt a thread that holds it, and create tensors
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._seen:
-            return
-        self._seen[key] = storage.nbytes()
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, key)
+        with self._lock:
+            # The end of a storage can interrupt any thread anywhere, so it only leaves its key, for here.
+            while self._gone:
+                self.live -= self._seen.pop(self._gone.popleft(), 0)
+            if key in self._seen:
+                return
+            self._seen[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._gone.append, key)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -97,7 +107,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(fn: Callable[[], Any]) -> int:
-    """The largest number of bytes of tensors created inside `fn` that were alive at one moment.
+    """The largest number of bytes of tensors created inside `fn` that were alive at one moment, on all threads that the
+    library's kernels share their work among.
 
     Scratch memory inside a single operation isn't seen; what an operation returns or keeps for its backward is.
     """

@@ -53,7 +53,7 @@ def test_windowed_keeps_the_window_and_the_first_of_each_row():
     assert cache.first_keys[:, :, 0, 0].tolist() == [[8, 9], [1017, 1018]]
     context, _ = cache.extend(*tokens(20, 22))
     assert context.keys[0, :, 0, 0].tolist() == [8, 9, 15, 16, 17, 18, 19, 20, 21]
-    assert context.positions.tolist() == [[0, 1, *range(7, 14)], [0, 1, -2, -1, 0, 1, 2, 3, 4]]
+    assert context.positions.tolist() == [[0, 1, *range(7, 14)], [-1, -1, -2, -1, 0, 1, 2, 3, 4]]
     assert context.documents.tolist() == [[0] * 9, [-1, -1, -1, -1, 0, 0, 0, 0, 0]]
     assert not context.consecutive
 

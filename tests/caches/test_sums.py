@@ -38,6 +38,20 @@ def test_keys_come_back_as_they_were_and_sums_in_the_precision_of_float32(dtype)
     torch.testing.assert_close(sums.double(), expected, rtol=2**-23 if dtype != torch.float64 else 1e-15, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_long_sums_are_kept_and_pass_their_gradient_on_once(dtype):
+    keys, steps = inputs(1, 300, dtype)
+    steps = (1000 * steps).requires_grad_()
+    _, sums = split_sums(run(keys, steps, [0, 300]), HEAD_DIM, HEADS)
+    assert sums.min() < -100_000
+    torch.testing.assert_close(sums.double(), steps.double().cumsum(1), rtol=2**-23, atol=0)
+    weights = torch.linspace(-1, 1, 300)[:, None].expand_as(sums)
+    (found,) = torch.autograd.grad(sums, steps, weights)
+    # a gradient is rounded to the dtype of the keys, and 300 of them are summed
+    tolerance = 300 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found, weights.flip(1).cumsum(1).flip(1), rtol=0, atol=tolerance)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     rows=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=3),

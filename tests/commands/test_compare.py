@@ -25,15 +25,6 @@ TINY = CompareOptions(
 
 
 @pytest.fixture
-def text(tmp_path):
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for number in range(12):
-        (folder / f"{number}.txt").write_text(f"number {number} says hello to the world, again and again. " * 20)
-    return folder
-
-
-@pytest.fixture
 def options(text, tmp_path):
     return dataclasses.replace(TINY, data=(str(text),), output=tmp_path / "run")
 

@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import shlex
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
+import torch
 import tyro
 
 import lengthwise as lw
@@ -18,19 +17,12 @@ from lengthwise.extrapolation import engine
 from lengthwise.options.extrapolation import ExtrapolateOptions
 from lengthwise.options.stored import command_line
 from lengthwise.reports.records import load
+from tests.commands.running import lengthwise, stopped_by_ctrl_c
 
 TINY = ExtrapolateOptions(
     positions=("rope", "learned"), length=16, times=(1, 2, 4), layers="attention(heads=2) + mlp", dim=16, steps=3,
     batch=4, windows=8,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("texts")
-    for number in range(12):
-        (folder / f"{number}.txt").write_text(f"number {number} says hello to the world, again and again. " * 20)
-    return folder
 
 
 @pytest.fixture
@@ -65,18 +57,24 @@ def test_from_the_command_line_to_the_report(options):
 
 
 def test_ctrl_c_leaves_a_report_and_the_run_can_be_resumed(options):
-    long = dataclasses.replace(options, steps=None, seconds=60.0)
-    command = [sys.executable, "-m", "lengthwise", *arguments(long)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
-        results = options.output / "results.jsonl"
-        end = time.monotonic() + 60
-        while time.monotonic() < end and not (results.exists() and '"training"' in results.read_text()):
-            time.sleep(0.1)
-        running.send_signal(signal.SIGINT)
-        said, _ = running.communicate(timeout=60)
-    assert running.returncode == 130, said
+    long = dataclasses.replace(options, positions=("none", "rope", "learned", "alibi"), steps=None, seconds=3.0)
+    results, measured = options.output / "results.jsonl", '"candidate": "none", "seed": 0, "stage": "measuring"'
+    code, said = stopped_by_ctrl_c(*arguments(long), results=results, once=measured)
+    assert code == 130, said
     assert "Traceback" not in said
     assert "--resume" in said.replace("\n", " ")
+    before = numbers(options)
+    assert "none" in before["series"]
+    assert "alibi" not in before["series"]
+    assert "not complete" in before["notice"]
+    assert (options.output / "report.html").read_text().rstrip().endswith("</html>")
+
+    ran = lengthwise("extrapolate", "--resume", "--output", str(options.output))
+    assert ran.returncode == 0, ran.stderr
+    after = numbers(options)
+    assert {"none", "rope", "learned", "alibi"} <= set(after["series"])
+    assert after["series"]["none"] == before["series"]["none"]
+    assert after["notice"] == ""
 
 
 def test_what_is_finished_is_kept(options, monkeypatch, capsys):
@@ -180,6 +178,11 @@ def test_models_that_do_not_predict_bytes_are_errors(options, tmp_path):
     lw.LanguageModel(vocab_size=300, dim=16, layers="attention").save(tmp_path / "words")
     lw.Encoder(vocab_size=256, dim=16, layers="attention").save(tmp_path / "encoder")
     lw.LanguageModel(256, 16, "attention(heads=2)", position="learned(length=8)").save(tmp_path / "short")
+    for name, described in (("trained", "[]"), ("cut", '{"len'), ("none", '{"length": 0}')):
+        lw.LanguageModel(256, 16, "attention(heads=2)").save(tmp_path / name)
+        (tmp_path / name / "trainer.json").write_text(described)
+        with pytest.raises(InputError, match=r"trainer\.json (must say the length|is cut short)"):
+            extrapolate(dataclasses.replace(options, length=None, checkpoints=(str(tmp_path / name),)))
     for name, message in (
         ("words", "300 tokens of a tokenizer"),
         ("encoder", "holds a Encoder"),
@@ -188,6 +191,30 @@ def test_models_that_do_not_predict_bytes_are_errors(options, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             extrapolate(dataclasses.replace(options, length=16, checkpoints=(str(tmp_path / name),)))
+
+
+def test_a_checkpoint_whose_losses_are_no_numbers_is_said_to_be_so(options, tmp_path, capsys):
+    for name, weight in (("good", 0.02), ("broken", float("nan"))):
+        model = lw.LanguageModel(256, 16, "attention(heads=2) + mlp")
+        torch.nn.init.constant_(model.norm.weight, weight)
+        model.save(tmp_path / name)
+    both = dataclasses.replace(options, length=16, checkpoints=(str(tmp_path / "good"), str(tmp_path / "broken")))
+    assert extrapolate(both) is None
+    told = numbers(options)
+    assert set(told["series"]) == {"good", "good + interpolation", "good + ntk", "good + temperature"}
+    assert {(s["series"], s["reason"]) for s in told["skipped"] if s["at"] == 64} >= {
+        ("broken", "its losses are no finite numbers there")
+    }
+    one = dataclasses.replace(both, checkpoints=both.checkpoints[1:], output=tmp_path / "one")
+    with pytest.raises(InputError, match="nothing could be measured; broken: its losses are no finite numbers"):
+        extrapolate(one)
+    assert "--resume" not in capsys.readouterr().out
+
+
+def test_nothing_that_could_be_trained_is_an_error(options, capsys):
+    with pytest.raises(InputError, match="nothing could be measured; rope: the loss became nan"):
+        extrapolate(dataclasses.replace(options, learning_rate=1e30))
+    assert "--resume" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -212,7 +239,10 @@ def test_models_that_do_not_predict_bytes_are_errors(options, tmp_path):
         ({"batch": 0}, "--batch"),
         ({"keys": 1.5}, "--keys is a share"),
         ({"learning_rate": 0.0}, "--learning-rate"),
-        ({"seeds": (1, 1)}, "--seeds must be given, each once"),
+        ({"seeds": (1, 1)}, "--seeds must be different numbers from 0 on"),
+        ({"seeds": (2**64,)}, "--seeds must be different numbers from 0 on"),
+        ({"positions": ("rope(base=nan)",)}, "base must be a number, got nan"),
+        ({"checkpoints": ("a", "./a")}, "--checkpoints must be given, each once"),
         ({"checkpoints": ("a",), "seeds": (0, 1)}, "measured once"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, dict) else "",

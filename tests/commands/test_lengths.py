@@ -13,6 +13,7 @@ from lengthwise.errors import InputError
 from lengthwise.options.lengths import LengthsOptions
 from lengthwise.options.stored import command_line
 from lengthwise.reports.records import load
+from tests.commands.running import lengthwise, stopped_by_ctrl_c
 
 TINY = LengthsOptions(
     lengths=(16, 64),
@@ -29,16 +30,6 @@ KEYS = ["recurrent @ 16", "recurrent @ 64", "attending @ 16", "attending @ 64"]
 def few_passages(monkeypatch):
     monkeypatch.setattr(length_scoring, "PASSAGES", 16)
     monkeypatch.setattr(length_scoring, "PAIRS", 16)
-
-
-@pytest.fixture
-def text(tmp_path):
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for number in range(12):
-        sentence = f"number {number} says hello to the whole world, again and again. "
-        (folder / f"{number}.txt").write_text(sentence * 20)
-    return folder
 
 
 @pytest.fixture
@@ -118,6 +109,41 @@ def test_an_interrupted_study_reports_what_it_has_and_is_resumed(options, monkey
     assert "This run is not complete" not in (options.output / "report.html").read_text()
 
 
+def test_ctrl_c_leaves_a_report_and_the_run_can_be_resumed(options):
+    long = dataclasses.replace(options, tokens=None, seconds="3s")
+    given = [*shlex.split(command_line(long, "lengths"))[1:], "--output", str(options.output)]
+    results = options.output / "results.jsonl"
+    code, said = stopped_by_ctrl_c(*given, results=results, once='"finished", "candidate": "recurrent @ 16"')
+    assert code == 130, said
+    assert "Traceback" not in said
+    assert "--resume" in said.replace("\n", " ")
+    before = load(results)
+    assert before.names[0] == KEYS[0]
+    assert KEYS[-1] not in before.names
+    page = (options.output / "report.html").read_text()
+    assert "This run is not complete" in page
+    assert page.rstrip().endswith("</html>")
+
+    ran = lengthwise("lengths", "--resume", "--output", str(options.output))
+    assert ran.returncode == 0, ran.stderr
+    after = load(results)
+    assert after.names == KEYS
+    assert after.value(KEYS[0], "bits_long") == before.value(KEYS[0], "bits_long")
+    assert "This run is not complete" not in (options.output / "report.html").read_text()
+
+
+def test_nothing_that_could_be_trained_is_an_error(options, capsys):
+    with pytest.raises(InputError, match="nothing could be measured; recurrent @ 16: the loss became nan"):
+        lengths(dataclasses.replace(options, learning_rate=1e30))
+    assert "--resume" not in capsys.readouterr().out
+
+
+def test_the_default_budget_is_written_down(options):
+    plan = length_study.make_length_plan(dataclasses.replace(options, tokens=None))
+    assert plan.options.tokens == length_study.TOKENS
+    assert "--tokens 500k" in plan.settings.command
+
+
 def test_a_study_stopped_before_anything_is_measured_can_be_resumed(options, monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
@@ -188,6 +214,8 @@ def changed(**changes):
         (changed(update_windows=0), "--update-windows must be at least 1"),
         (changed(tolerance=-1.0), "--tolerance must be at least 0"),
         (changed(seeds=()), "--seeds"),
+        (changed(seeds=(2**64,)), "--seeds must be different numbers from 0 on"),
+        (changed(tokens="0"), "must be greater than 0"),
         (changed(learning_rate=0.0), "--learning-rate"),
         (changed(position="rop"), "did you mean rope"),
         (changed(position="learned(length=32)"), "learned positions end at 31"),

@@ -54,6 +54,7 @@ def test_train_evaluate_and_load(folder, capsys):
     assert 5 < result["bits_per_byte"] < 9
     assert result["standard_error"] > 0
     assert verb("evaluate", "run", "text.txt", "--held-out", "--length", "100", "--max-tokens", "200") == 0
+    assert verb("evaluate", "run", "text.txt", "--length", "0") == 2
     shown = capsys.readouterr().out
     assert "2 contexts of 100 tokens" in shown
     assert "64 to 99" in shown

@@ -10,9 +10,9 @@ import lengthwise as lw
 from lengthwise.errors import InputError
 
 gguf = pytest.importorskip("gguf")
-transformers = pytest.importorskip("transformers", minversion="5.0")
 
 from tests.conversion import gguf_files as files  # noqa: E402 - needs the package gguf
+from tests.conversion.theirs import made  # noqa: E402
 
 SIZES = {
     "vocab_size": 64,
@@ -33,12 +33,7 @@ PARTS = {
 
 
 def theirs_of(name="Llama", **more):
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**SIZES, **more)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+    return made(f"{name}ForCausalLM", f"{name}Config", 0.05, **SIZES, **more)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import torch
 import lengthwise as lw
 from lengthwise.conversion import save_transformers
 from lengthwise.errors import InputError
-
-transformers = pytest.importorskip("transformers", minversion="5.0")
+from tests.conversion.theirs import change, made, pairs
+from tests.stepping import token_by_token
 
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8}
 KINDS = {
@@ -35,20 +35,10 @@ KINDS = {
 def theirs_of(kind):
     """A model of transformers, its weights moved away from where they start."""
     name, sizes = KINDS[kind]
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return model
+    return made(f"{name}ForCausalLM", f"{name}Config", 0.02, **sizes)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def pair(request, tmp_path_factory):
-    theirs = theirs_of(request.param)
-    folder = tmp_path_factory.mktemp("theirs")
-    theirs.save_pretrained(folder)
-    return theirs, lw.load(folder).eval(), folder
+pair = pairs(theirs_of, KINDS)
 
 
 @torch.no_grad()
@@ -58,11 +48,7 @@ def test_logits_are_those_of_transformers_whole_and_token_by_token(pair):
     expected = theirs(tokens).logits
     assert expected.std() > 0.01
     torch.testing.assert_close(ours(tokens)[0], expected, rtol=0, atol=1e-4)
-    state, logits = None, []
-    for token in tokens.split(1, 1):
-        step, state = ours(token, state)
-        logits.append(step)
-    torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(token_by_token(ours, tokens)[0], expected, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
@@ -85,11 +71,6 @@ def test_a_model_in_several_files_and_half_precision(tmp_path):
     weight = lw.load(tmp_path).stack.layers[0].part.in_proj.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, theirs.backbone.layers[0].mixer.in_proj.weight.float())
-
-
-def change(folder, **values):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in {**config, **values}.items() if v is not None}))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from lengthwise.conversion import save_transformers
 from lengthwise.errors import InputError
 from lengthwise.models.files import read_tensors, write_tensors
 from lengthwise.models.tokenizer import Tokenizer
+from tests.conversion.theirs import change, made, pairs
+from tests.stepping import token_by_token
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
@@ -54,21 +56,10 @@ KINDS = {
 def theirs_of(kind):
     """A model of transformers, its weights moved away from where they start."""
     name, sizes = KINDS[kind]
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**SMALL, **sizes)
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+    return made(f"{name}ForCausalLM", f"{name}Config", 0.05, **SMALL, **sizes)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def pair(request, tmp_path_factory):
-    theirs = theirs_of(request.param)
-    folder = tmp_path_factory.mktemp("theirs")
-    theirs.save_pretrained(folder)
-    return theirs, lw.load(folder).eval(), folder
+pair = pairs(theirs_of, KINDS)
 
 
 @torch.no_grad()
@@ -78,11 +69,7 @@ def test_logits_are_those_of_transformers_whole_and_token_by_token(pair):
     expected = theirs(tokens).logits
     assert expected.std() > 0.1
     torch.testing.assert_close(ours(tokens)[0], expected, rtol=0, atol=1e-5)
-    state, logits = None, []
-    for token in tokens.split(1, 1):
-        step, state = ours(token, state)
-        logits.append(step)
-    torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(token_by_token(ours, tokens)[0], expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -104,11 +91,6 @@ def test_settings_of_transformers_before_5_are_read(tmp_path):
     assert lw.load(tmp_path).config == now
     change(tmp_path, rope_scaling={"type": "linear", "factor": 2.0})
     assert lw.load(tmp_path).config["position"] == "rope(base=500000.0, scale=2.0)"
-
-
-def change(folder, **values):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in {**config, **values}.items() if v is not None}))
 
 
 @pytest.mark.parametrize(

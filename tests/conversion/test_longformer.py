@@ -9,8 +9,8 @@ import lengthwise as lw
 from lengthwise.contract import Layout
 from lengthwise.conversion import save_transformers
 from lengthwise.errors import InputError
-
-transformers = pytest.importorskip("transformers", minversion="5.0")
+from tests.conversion.theirs import change, made, pairs
+from tests.stepping import token_by_token
 
 PAD = 1
 ENCODER = {
@@ -60,21 +60,10 @@ MARKS = {
 def theirs_of(kind):
     """A model of transformers, its weights moved away from where they start."""
     name, sizes = KINDS[kind]
-    family = "LED" if name.startswith("LED") else "Longformer"
-    torch.manual_seed(0)
-    model = getattr(transformers, name)(getattr(transformers, f"{family}Config")(**sizes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return made(name, "LEDConfig" if name.startswith("LED") else "LongformerConfig", 0.3, **sizes)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def pair(request, tmp_path_factory):
-    theirs = theirs_of(request.param)
-    folder = tmp_path_factory.mktemp("theirs")
-    theirs.save_pretrained(folder)
-    return theirs, lw.load(folder).eval(), folder
+pair = pairs(theirs_of, KINDS)
 
 
 def source(lengths, marked, pad=PAD):
@@ -121,12 +110,9 @@ def test_decoding_goes_on_as_in_one_piece(pair):
         pytest.skip("decodes nothing")
     tokens, masks, layout = source((29, 13), MARKS["different"])
     target = torch.randint(4, 40, (2, 7), generator=torch.Generator().manual_seed(2))
-    state, steps = ours.encode(tokens, layout), []
-    for token in target.split(1, 1):
-        logits, state = ours(token, state)
-        steps.append(logits)
+    logits, _ = token_by_token(ours, target, ours.encode(tokens, layout))
     expected = theirs(tokens, **masks, decoder_input_ids=target).logits
-    torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
@@ -165,11 +151,6 @@ def test_transformers_reads_what_is_written(pair, tmp_path):
     assert type(reread) is type(ours)
     for a, b in zip(reread.parameters(), ours.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-def change(folder, **values):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in {**config, **values}.items() if v is not None}))
 
 
 @pytest.mark.parametrize(

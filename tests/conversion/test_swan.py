@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from lengthwise.contract import Layout, state_tensors
 from lengthwise.conversion import swan as module
+from lengthwise.conversion.families import FAMILIES
 from lengthwise.conversion.swan import (
     best_factors,
     fit_offset,
@@ -22,6 +23,7 @@ from lengthwise.conversion.swan import (
 from lengthwise.errors import InputError
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.positions.temperature import LogScaling, LogSlope
+from tests.stepping import token_by_token
 
 LLAMA = "4*(attention(heads=4, kv_heads=2) + swiglu(hidden=20))"
 SIZES = {
@@ -52,23 +54,9 @@ def draw(*shape):
     return torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(1))
 
 
-@torch.no_grad()
 def take(theirs, ours):
-    """The weights of a model of transformers from one of ours."""
-    body = theirs.model
-    body.embed_tokens.weight.copy_(ours.embedding.weight)
-    body.norm.weight.copy_(ours.norm.weight)
-    theirs.lm_head.weight.copy_(ours.head.weight)
-    for number, layer in enumerate(body.layers):
-        attention, channels = ours.stack.layers[2 * number], ours.stack.layers[2 * number + 1]
-        layer.input_layernorm.weight.copy_(attention.norm.weight)
-        layer.post_attention_layernorm.weight.copy_(channels.norm.weight)
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            getattr(layer.self_attn, name).weight.copy_(getattr(attention.part, name).weight)
-        gate, up = channels.part.gate_up.weight.chunk(2)
-        layer.mlp.gate_proj.weight.copy_(gate)
-        layer.mlp.up_proj.weight.copy_(up)
-        layer.mlp.down_proj.weight.copy_(channels.part.down.weight)
+    """A model of transformers with the names of Llama's weights, and with those of ours."""
+    theirs.load_state_dict(FAMILIES["llama"].write(ours))
     return theirs.eval()
 
 
@@ -124,11 +112,8 @@ def test_tokens_that_are_not_seen_shift_nothing():
 def test_the_ring_decodes_what_a_whole_pass_gives():
     window, law = 6, LogScaling(8)
     model, tokens = scaled(swan(trained(), window=window), law), draw(2, 3 * 6 + 5)
-    whole, state, steps = model(tokens)[0], None, []
-    for token in tokens.split(1, dim=1):
-        logits, state = model(token, state)
-        steps.append(logits)
-    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
+    whole, (logits, state) = model(tokens)[0], token_by_token(model, tokens)
+    torch.testing.assert_close(logits, whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
     kept = [t.shape[1] for t in state_tensors(state) if t.numel()]
     assert kept == [23, 23, *[window - 1] * 6]  # keys and values of the global layer, and of three windows
 

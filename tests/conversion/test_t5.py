@@ -1,7 +1,5 @@
 """T5 of transformers, with random weights, in our form and back."""
 
-import json
-
 import pytest
 import torch
 
@@ -11,6 +9,8 @@ from lengthwise.conversion import save_transformers
 from lengthwise.errors import InputError
 from lengthwise.models.files import read_tensors, write_tensors
 from lengthwise.positions.t5 import T5, bucket
+from tests.conversion.theirs import change, made, pairs
+from tests.stepping import in_pieces
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
@@ -40,20 +40,10 @@ LENGTHS = {"even": (24, 24), "ragged": (29, 13), "long": (301, 170)}
 def theirs_of(kind):
     """A model of transformers, its weights moved away from where they start."""
     name, sizes = KINDS[kind]
-    torch.manual_seed(0)
-    model = getattr(transformers, name)(transformers.T5Config(**sizes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return made(name, "T5Config", 0.1, **sizes)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def pair(request, tmp_path_factory):
-    theirs = theirs_of(request.param)
-    folder = tmp_path_factory.mktemp("theirs")
-    theirs.save_pretrained(folder)
-    return theirs, lw.load(folder).eval(), folder
+pair = pairs(theirs_of, KINDS)
 
 
 def source(lengths):
@@ -92,11 +82,8 @@ def test_decoding_goes_on_as_in_one_piece(pair):
         pytest.skip("an encoder decodes nothing")
     tokens, mask, layout = source(LENGTHS["ragged"])
     target = torch.randint(4, 40, (2, 20), generator=torch.Generator().manual_seed(2))
-    state, steps = ours.encode(tokens, layout), []
-    for piece in target.split([7, *[1] * 13], dim=1):
-        logits, state = ours(piece, state)
-        steps.append(logits)
-    same(torch.cat(steps, 1), theirs(tokens, mask, decoder_input_ids=target).logits)
+    logits, _ = in_pieces(ours, target, range(7, 20), ours.encode(tokens, layout))
+    same(logits, theirs(tokens, mask, decoder_input_ids=target).logits)
 
 
 @torch.no_grad()
@@ -158,8 +145,7 @@ def test_buckets_are_those_of_transformers(causal):
 )
 def test_settings_without_a_counterpart_are_refused(changes, message, tmp_path):
     theirs_of("T5").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    change(tmp_path, **changes)
     with pytest.raises(InputError, match=message):
         lw.load(tmp_path)
 

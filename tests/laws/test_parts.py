@@ -14,6 +14,7 @@ from lengthwise.channels import CHANNELS
 from lengthwise.mixers import MIXERS
 from lengthwise.models.build import build
 from lengthwise.models.language_model import LanguageModel
+from tests.stirred import stir
 
 DIM = 8
 
@@ -158,12 +159,21 @@ def test_parts_keep_the_laws(expression):
     laws.check(part(expression), dim=DIM, laws=EVERYDAY)
 
 
+def test_parts_are_made_without_memory_too():
+    """As a file is compared with what it describes, before its weights are read."""
+    for expression in (*MIXERS, *CHANNELS, *CONFIGURATIONS):
+        real = part(expression)(DIM).state_dict()
+        with torch.device("meta"):
+            made = part(expression)(DIM).state_dict()
+        assert {tensor.device.type for tensor in made.values()} <= {"meta"}, expression
+        forms = [{name: (t.shape, t.dtype) for name, t in found.items()} for found in (real, made)]
+        assert forms[0] == forms[1], expression
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_any_causal_mixer_reads_both_ways(mixer):
     """And no longer than its own document, whatever stands behind it."""
-    module = build(f"bidirectional({mixer})", dim=DIM)
-    for parameter in module.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))  # away from the zeros at which some begin silent
+    module = stir(build(f"bidirectional({mixer})", dim=DIM), 0.1)  # some begin silent
     x = torch.randn(1, 9, DIM)
     assert (module(x)[0] - module(torch.cat([x[:, :8], -x[:, 8:]], 1))[0])[:, 0].abs().max() > 0
     laws.check(part(f"bidirectional({mixer})"), dim=DIM, laws=["packed", "padding", "rows", "lengths"])

@@ -12,10 +12,14 @@ from lengthwise.contract import Layout, state_nbytes
 from lengthwise.errors import InputError
 from lengthwise.mixers.attention import Attention
 from lengthwise.ops.backend import use
+from lengthwise.ops.bias import Relative
+from lengthwise.ops.fire_bias import FireBias
 from lengthwise.ops.patterns import causal, first, window
 from lengthwise.positions.alibi import ALiBi
+from lengthwise.positions.fire import FIRE
 from lengthwise.positions.rope import RoPE
 from lengthwise.positions.t5 import T5
+from tests.stepping import in_pieces, token_by_token
 
 DIM = 24
 KINDS = {
@@ -47,22 +51,14 @@ def inputs(batch=2, length=20):
     return torch.randn(batch, length, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def run(mixer, x, cuts, layout=None):
-    parts, state = [], None
-    for begin, end in zip([0, *cuts], [*cuts, x.shape[1]], strict=True):
-        y, state = mixer(x[:, begin:end], state, None if layout is None else layout.slice(begin, end))
-        parts.append(y)
-    return torch.cat(parts, 1), state
-
-
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("layout", [None, Layout.packed(LENGTHS), Layout.padded([20, 13])])
 def test_cuts_change_nothing(mixer, layout, gradients):
     x = inputs()
     with torch.set_grad_enabled(gradients):
-        whole, _ = run(mixer, x, [], layout)
+        whole, _ = in_pieces(mixer, x, [], layout=layout)
         for cuts in (range(1, 20), [4, 4, 11], [6, 7, 8, 9], [2, 17]):
-            torch.testing.assert_close(run(mixer, x, list(cuts), layout)[0], whole)
+            torch.testing.assert_close(in_pieces(mixer, x, cuts, layout=layout)[0], whole)
 
 
 def test_packed_equals_separate(mixer):
@@ -81,6 +77,30 @@ def test_packed_equals_separate(mixer):
         torch.testing.assert_close(y[r : r + 1], mixer(last)[0][:, -6:])
 
 
+@pytest.mark.parametrize(
+    ("position", "kind"), [(ALiBi(), Relative), (T5(heads=4), Relative), (FIRE(heads=4), FireBias)]
+)
+def test_packed_rows_are_counted_once_where_distances_are_all(position, kind):
+    """The places of tokens in their documents differ from row to row, and a bias by distance is one table for all of
+    them, in a first pass and behind a cache of documents that have ended."""
+    torch.manual_seed(0)
+    mixer, found = Attention(DIM, heads=4, position=position).double(), []
+    for parameter in mixer.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    inner = mixer.attend
+    mixer.attend = lambda *given, **how: found.append(how["bias"]) or inner(*given, **how)
+    layout = Layout.packed(LENGTHS)
+    x = inputs()
+    packed, _ = in_pieces(mixer, x, [13], layout=layout)
+    assert [type(bias) for bias in found] == [kind, kind]
+    assert {bias.shape[0] for bias in found} == {1 if kind is Relative else 2}
+    for r, row in enumerate(LENGTHS):
+        ends = torch.tensor(row).cumsum(0).tolist()
+        for begin, end in zip([0, *ends], ends, strict=False):
+            alone, _ = mixer(x[r : r + 1, begin:end])
+            torch.testing.assert_close(packed[r : r + 1, begin:end], alone)
+
+
 def test_padding_on_the_left_is_ignored(mixer):
     x = inputs()
     layout = Layout.padded([20, 13])
@@ -97,20 +117,20 @@ def test_a_row_alone_gives_the_same(mixer):
 
 def test_equals_the_reference(mixer):
     x = inputs()
-    fast, _ = run(mixer, x, [9])
+    fast, _ = in_pieces(mixer, x, [9])
     with use("reference"):
-        slow, _ = run(mixer, x, [9])
+        slow, _ = in_pieces(mixer, x, [9])
     torch.testing.assert_close(fast, slow)
 
 
 def test_the_state_grows_as_declared(mixer):
     for length in (1, 2, 4, 5, 20):
-        _, state = run(mixer, inputs(1, length), [length // 2])
+        _, state = in_pieces(mixer, inputs(1, length), [length // 2])
         assert state_nbytes(state) == mixer.state_nbytes(length)
     kinds = (WindowedCache, SelectiveCache) if mixer.growth == "window" else FullCache
     assert isinstance(state, kinds)
     with torch.no_grad():
-        _, state = run(mixer, inputs(1, 20), list(range(1, 20)))
+        _, state = token_by_token(mixer, inputs(1, 20))
         assert state_nbytes(state) == mixer.state_nbytes(20)
 
 
@@ -195,6 +215,7 @@ import torch
 from lengthwise.mixers.attention import Attention
 from lengthwise.ops.patterns import first, window
 from lengthwise.positions.alibi import ALiBi
+from lengthwise.positions.fire import FIRE
 from lengthwise.positions.rope import RoPE
 
 torch.manual_seed(0)

@@ -8,17 +8,15 @@ from lengthwise.contract import state_nbytes
 from lengthwise.errors import InputError
 from lengthwise.mixers.block_recurrent import CONFIGURATIONS, GATES, BlockRecurrent, linear
 from lengthwise.positions.t5 import bucket
+from tests.stepping import in_pieces
+from tests.stirred import stir
 
 DIM, HEADS, WIDTH, BLOCK, STATES = 12, 3, 4, 5, 4
 
 
 def layer(**settings):
     torch.manual_seed(0)
-    made = BlockRecurrent(DIM, **{"heads": HEADS, "block": BLOCK, "states": STATES} | settings).double()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return made
+    return stir(BlockRecurrent(DIM, **{"heads": HEADS, "block": BLOCK, "states": STATES} | settings).double(), 0.1)
 
 
 def rms(x, norm):
@@ -114,13 +112,10 @@ def test_equations(gate, configuration):
 def test_blocks_one_by_one_and_cut_inside(cuts):
     made = layer().float()
     x = torch.randn(2, 20, DIM)
-    outputs, state = [], None
-    for begin, end in zip([0, *cuts], [*cuts, 20], strict=True):
-        y, state = made(x[:, begin:end], state)
-        outputs.append(y)
+    y, state = in_pieces(made, x, cuts)
     whole, last = made(x)
     # float32: sums in another order
-    torch.testing.assert_close(torch.cat(outputs, 1), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(y, whole, rtol=0, atol=1e-5)
     torch.testing.assert_close(state.bank, last.bank, rtol=0, atol=1e-5)
 
 

@@ -119,7 +119,7 @@ def test_it_stretches_as_rope_does():
     with stretched(layer, "interpolation", trained=4, length=12):
         assert torch.allclose(layer(x)[0], narrow(x)[0])
     with stretched(layer, "ntk", trained=4, length=12):
-        assert layer.position.base > 10000
+        assert layer.position.base == pytest.approx(10000 * 3 ** (8 / 6))
     assert layer.position.base == 10000
 
 

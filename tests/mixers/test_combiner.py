@@ -10,6 +10,8 @@ from lengthwise.models.encoder import Encoder
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.models.states import load_state, save_state
 from lengthwise.ops.combiner import combiner_reference
+from tests.stepping import token_by_token
+from tests.stirred import stir
 
 FORMS = ["fixed", "logsparse", "axial", "mixture"]
 
@@ -17,11 +19,7 @@ FORMS = ["fixed", "logsparse", "axial", "mixture"]
 def stirred(form="fixed", dim=8, **settings):
     torch.manual_seed(0)
     sizes = {} if form == "logsparse" else {"segment": 4}
-    mixer = Combiner(dim, **{"form": form, "heads": 2, **sizes, **settings}).double()
-    with torch.no_grad():
-        for parameter in mixer.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return mixer
+    return stir(Combiner(dim, **{"form": form, "heads": 2, **sizes, **settings}).double())
 
 
 def projected(mixer, x):
@@ -121,11 +119,7 @@ def test_in_models(form):
     tokens = torch.randint(0, 11, (2, 19))
     model = LanguageModel(11, 16, layers, position="rope").double()
     logits, _ = model(tokens)
-    state, steps = None, []
-    for token in tokens.split(1, 1):
-        step, state = model(token, state)
-        steps.append(step)
-    torch.testing.assert_close(torch.cat(steps, 1), logits, rtol=0, atol=1e-10)
+    torch.testing.assert_close(token_by_token(model, tokens)[0], logits, rtol=0, atol=1e-10)
 
 
 def test_in_encoders():

@@ -9,17 +9,15 @@ from lengthwise.models.encoder import Encoder
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.models.states import load_state, save_state
 from lengthwise.positions import RoPE
+from tests.stepping import token_by_token
+from tests.stirred import stir
 
 SMALL = {"segments": (4, 10), "dilations": (1, 3), "heads": 3, "head_dim": 4}
 
 
 def stirred(dim=8, **settings):
     torch.manual_seed(0)
-    mixer = DilatedAttention(dim, **{**SMALL, **settings}).double()
-    with torch.no_grad():
-        for parameter in mixer.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return mixer
+    return stir(DilatedAttention(dim, **{**SMALL, **settings}).double())
 
 
 def turned(vectors, places):
@@ -93,11 +91,7 @@ def test_in_models():
     tokens = torch.randint(0, 11, (2, 19))
     model = LanguageModel(11, 16, layers, position="rope").double()
     logits, _ = model(tokens)
-    state, steps = None, []
-    for token in tokens.split(1, 1):
-        step, state = model(token, state)
-        steps.append(step)
-    torch.testing.assert_close(torch.cat(steps, 1), logits, rtol=0, atol=1e-10)
+    torch.testing.assert_close(token_by_token(model, tokens)[0], logits, rtol=0, atol=1e-10)
     assert Encoder(11, 16, layers)(tokens)[0].shape == (2, 19, 16)
 
 

@@ -7,6 +7,7 @@ from lengthwise.caches.history import History
 from lengthwise.contract import Layout
 from lengthwise.errors import InputError
 from lengthwise.mixers.hyena import Hyena, HyenaState
+from tests.stirred import stir
 
 SIZES = {"max_length": 64, "emb_dim": 5, "filter_order": 16, "w": 10}
 
@@ -14,11 +15,7 @@ SIZES = {"max_length": 64, "emb_dim": 5, "filter_order": 16, "w": 10}
 def stirred(order=2, dim=6, **sizes):
     """A mixer in float64 whose filters are large enough to matter."""
     torch.manual_seed(0)
-    mixer = Hyena(dim, order=order, **{**SIZES, **sizes}).double()
-    with torch.no_grad():
-        for parameter in mixer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return mixer
+    return stir(Hyena(dim, order=order, **{**SIZES, **sizes}).double())
 
 
 def filters_by_hand(mixer, length):

@@ -7,28 +7,16 @@ from lengthwise.contract import Layout
 from lengthwise.errors import InputError
 from lengthwise.mixers.mamba import Mamba, MambaState
 from lengthwise.models.language_model import LanguageModel
+from tests.conversion.theirs import made, mamba_states, take
 
 
 @pytest.fixture(scope="module")
 def pair():
     """transformers' model with random weights, and ours with the same ones."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
     sizes = {"vocab_size": 40, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 3}
-    theirs = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval()
+    theirs = made("MambaForCausalLM", "MambaConfig", 0.01, **sizes)
     ours = LanguageModel(vocab_size=40, dim=32, layers="3*mamba(state_dim=8)", position="none", tie=True)
-    weights = {
-        name.replace("backbone.embeddings", "embedding")
-        .replace("backbone.norm_f", "norm")
-        .replace("backbone.layers", "stack.layers")
-        .replace("lm_head", "head")
-        .replace("mixer", "part"): value + 0.01 * torch.randn_like(value)
-        for name, value in theirs.state_dict().items()
-    }
-    weights["head.weight"] = weights["embedding.weight"]
-    ours.load_state_dict(weights)
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), weights.values(), strict=True)))
-    return ours, theirs
+    return take(ours, theirs), theirs
 
 
 def test_logits_equal_transformers(pair):
@@ -43,20 +31,10 @@ def test_state_after_a_prefix_equals_transformers_cache(pair):
     tokens = torch.randint(40, (2, 11))
     with torch.no_grad():
         _, state = ours(tokens)
-        cache = theirs(tokens, use_cache=True).cache_params
-    for number, layer in enumerate(state.layers):
-        expected = cache.layers[number]
-        torch.testing.assert_close(layer.h, _only(expected.recurrent_states), rtol=1e-5, atol=1e-5)
-        # Theirs keeps one column more than the next token can see.
-        columns = _only(expected.conv_states)[..., -3:].transpose(1, 2)
-        torch.testing.assert_close(layer.tail, columns, rtol=1e-5, atol=1e-5)
-
-
-def _only(value):
-    """Some versions keep one tensor for each of several states in a layer."""
-    if isinstance(value, dict):
-        return next(iter(value.values()))
-    return value[0] if isinstance(value, list | tuple) else value
+        kept = mamba_states(theirs, tokens)
+    for layer, (h, tail) in zip(state.layers, kept, strict=True):
+        torch.testing.assert_close(layer.h, h, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layer.tail, tail, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 10, 19, 20])

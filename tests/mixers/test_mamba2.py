@@ -7,15 +7,18 @@ from lengthwise.contract import Layout
 from lengthwise.errors import InputError
 from lengthwise.mixers.mamba2 import Mamba2, Mamba2State
 from lengthwise.models.language_model import LanguageModel
+from tests.conversion.theirs import made, mamba_states, take
+from tests.stepping import token_by_token
 
 
 @pytest.fixture(scope="module", params=[1, 2])
 def pair(request):
     """transformers' model with random weights, and ours with the same ones."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
     groups = request.param
-    config = transformers.Mamba2Config(
+    theirs = made(
+        "Mamba2ForCausalLM",
+        "Mamba2Config",
+        0.05,
         vocab_size=40,
         hidden_size=32,
         state_size=8,
@@ -25,20 +28,9 @@ def pair(request):
         n_groups=groups,
         chunk_size=16,
     )
-    theirs = transformers.Mamba2ForCausalLM(config).eval()
     layers = f"3*mamba2(state_dim=8, head_dim=16, groups={groups})"
     ours = LanguageModel(vocab_size=40, dim=32, layers=layers, position="none")
-    weights = {
-        name.replace("backbone.embeddings", "embedding")
-        .replace("backbone.norm_f", "norm")
-        .replace("backbone.layers", "stack.layers")
-        .replace("lm_head", "head")
-        .replace("mixer", "part"): value + 0.05 * torch.randn_like(value)
-        for name, value in theirs.state_dict().items()
-    }
-    ours.load_state_dict(weights)
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), weights.values(), strict=True)))
-    return ours, theirs
+    return take(ours, theirs), theirs
 
 
 @torch.no_grad()
@@ -52,10 +44,7 @@ def test_logits_equal_transformers(pair):
 def test_token_by_token_equals_transformers(pair):
     ours, theirs = pair
     tokens = torch.randint(40, (2, 20))
-    expected, state = theirs(tokens).logits, None
-    for t in range(20):
-        logits, state = ours(tokens[:, t : t + 1], state)
-        torch.testing.assert_close(logits[:, 0], expected[:, t], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(token_by_token(ours, tokens)[0], theirs(tokens).logits, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -63,19 +52,9 @@ def test_state_after_a_prefix_equals_transformers_cache(pair):
     ours, theirs = pair
     tokens = torch.randint(40, (2, 11))
     _, state = ours(tokens)
-    cache = theirs(tokens, use_cache=True).cache_params
-    for number, layer in enumerate(state.layers):
-        expected = cache.layers[number]
-        torch.testing.assert_close(layer.memory, _only(expected.recurrent_states).mT, rtol=1e-4, atol=1e-4)
-        columns = _only(expected.conv_states)[..., -3:].transpose(1, 2)
-        torch.testing.assert_close(layer.tail, columns, rtol=1e-4, atol=1e-4)
-
-
-def _only(value):
-    """Some versions keep one tensor for each of several states in a layer."""
-    if isinstance(value, dict):
-        return next(iter(value.values()))
-    return value[0] if isinstance(value, list | tuple) else value
+    for layer, (memory, tail) in zip(state.layers, mamba_states(theirs, tokens), strict=True):
+        torch.testing.assert_close(layer.memory, memory.mT, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer.tail, tail, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 10, 127, 128, 129, 140])

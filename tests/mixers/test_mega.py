@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from lengthwise.errors import InputError
 from lengthwise.mixers.mega import TCNCA, Mega
+from tests.stirred import stir
 
 MIXERS = {
     "mega": lambda **settings: Mega(6, states=3, z_dim=4, value_dim=10, **settings),
@@ -15,10 +16,7 @@ MIXERS = {
 
 def drawn(name, **settings):
     torch.manual_seed(0)
-    mixer = MIXERS[name](**settings).double()
-    for parameter in mixer.parameters():
-        parameter.data.add_(0.3 * torch.randn_like(parameter))
-    return mixer
+    return stir(MIXERS[name](**settings).double())
 
 
 def written_out(mixer, x):

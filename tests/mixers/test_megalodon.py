@@ -7,6 +7,7 @@ from lengthwise.contract import Layout
 from lengthwise.errors import InputError
 from lengthwise.mixers.megalodon import Megalodon
 from lengthwise.models.build import build
+from tests.stirred import stir
 
 SMALL = {"chunk": 5, "z_dim": 8, "value_dim": 12, "states": 3, "groups": 4}
 
@@ -14,11 +15,7 @@ SMALL = {"chunk": 5, "z_dim": 8, "value_dim": 12, "states": 3, "groups": 4}
 def stirred(dim=8, **settings):
     """A mixer in float64 whose parameters are moved off where they begin."""
     torch.manual_seed(0)
-    mixer = Megalodon(dim, **{**SMALL, **settings}).double()
-    with torch.no_grad():
-        for parameter in mixer.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return mixer
+    return stir(Megalodon(dim, **{**SMALL, **settings}).double())
 
 
 def turned(vector, place, base):

@@ -15,6 +15,7 @@ from lengthwise.ops.attention import attention_reference
 from lengthwise.ops.patterns import causal, full
 from lengthwise.training.auxiliary import auxiliary_loss
 from lengthwise.training.fit import fit
+from tests.stepping import token_by_token
 
 
 def mixer(seed=0, dim=12, dtype=torch.float64, **settings):
@@ -94,12 +95,9 @@ def test_many_tokens_after_a_state_are_as_few(seen):
     whole, _ = made(x)
     _, state = made(x[:, :seen])
     many, after = made(x[:, seen:], state)
-    few = []
-    for token in x[:, seen:].split(1, 1):
-        y, state = made(token, state)
-        few.append(y)
+    few, state = token_by_token(made, x[:, seen:], state)
     torch.testing.assert_close(many, whole[:, seen:], atol=1e-10, rtol=1e-10)
-    torch.testing.assert_close(torch.cat(few, 1), whole[:, seen:], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(few, whole[:, seen:], atol=1e-10, rtol=1e-10)
     for name in ("filled", "recent_clusters", "seen"):
         assert torch.equal(*(torch.as_tensor(getattr(s.routed, name)) for s in (after, state)))
 

@@ -8,6 +8,8 @@ from lengthwise.contract import Layout, state_tensors
 from lengthwise.errors import InputError
 from lengthwise.mixers.rrwkv import RRWKV
 from lengthwise.models.language_model import LanguageModel
+from tests.stepping import in_pieces
+from tests.stirred import stir
 
 DIM, INTERVAL = 6, 4
 
@@ -15,9 +17,7 @@ DIM, INTERVAL = 6, 4
 def stirred(module, strength=0.3):
     """With random weights: the branches begin silent, and mediums unread."""
     torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(strength * torch.randn_like(parameter))
+    stir(module, strength)
     if isinstance(module, RRWKV):
         module.medium_bonus.data += 8
     return module.double()
@@ -97,12 +97,9 @@ def test_the_phase_of_intervals_goes_on_after_any_cut(kind, definition, cuts):
     module = stirred(kind(DIM, interval=INTERVAL))
     layout = Layout.packed([[24], [6, 13, 5], [3, 4, 1, 16]])
     x = torch.randn(3, 24, DIM, dtype=torch.float64)
-    state, ys = None, []
-    for begin, end in zip((0, *cuts), (*cuts, 24), strict=True):
-        y, state = module(x[:, begin:end], state, layout.slice(begin, end))
-        ys.append(y)
+    y, state = in_pieces(module, x, cuts, layout=layout)
     whole, last = module(x, None, layout)
-    torch.testing.assert_close(torch.cat(ys, 1), whole, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(y, whole, rtol=1e-10, atol=1e-10)
     for a, b in zip(state_tensors(state), state_tensors(last), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     expected = [

@@ -11,15 +11,13 @@ from lengthwise.errors import InputError
 from lengthwise.mixers.rwkv import RWKV
 from lengthwise.models.build import build
 from lengthwise.ops.token_shift import token_shift
+from tests.stirred import stir
 
 
 def stirred(module):
     """With random weights: the branches begin silent."""
     torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return module.double()
+    return stir(module).double()
 
 
 def test_initial_values():

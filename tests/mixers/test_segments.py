@@ -10,6 +10,8 @@ from lengthwise.errors import InputError
 from lengthwise.mixers.segments import OutOfStep
 from lengthwise.models.build import build
 from lengthwise.models.states import load_state, save_state
+from tests.stepping import in_pieces, token_by_token
+from tests.stirred import stir
 
 DIM = 8
 MODULES = {
@@ -21,20 +23,12 @@ MODULES = {
 
 def module(name):
     torch.manual_seed(0)
-    made = build(MODULES[name], dim=DIM).double()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return made
+    return stir(build(MODULES[name], dim=DIM).double(), 0.1)
 
 
 def alone(made, x):
     """One row, token by token."""
-    outputs, state = [], None
-    for token in x[None].split(1, 1):
-        y, state = made(token, state)
-        outputs.append(y)
-    return torch.cat(outputs, 1)[0]
+    return token_by_token(made, x[None])[0][0]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -69,11 +63,7 @@ def test_packed_rows_cut_anywhere_give_each_document_alone(name, data):
     width = layout.positions.shape[1]
     cuts = sorted(data.draw(st.lists(st.integers(0, width), max_size=4)))
     x = torch.randn(len(rows), width, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    outputs, state = [], None
-    for begin, end in zip([0, *cuts], [*cuts, width], strict=True):
-        y, state = made(x[:, begin:end], state, layout.slice(begin, end))
-        outputs.append(y)
-    y = torch.cat(outputs, 1)
+    y, _ = in_pieces(made, x, cuts, layout=layout)
     for r, row in enumerate(rows):
         begin = 0
         for length in row:

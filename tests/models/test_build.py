@@ -130,6 +130,15 @@ def test_a_causal_mixer_in_an_encoder_says_what_to_write():
     assert not lw.Encoder(dim=16, layers="bidirectional(mamba) + mlp").causal
 
 
+@pytest.mark.parametrize("position", ["cable", "fire", "t5", "randomised(cable)"])
+def test_a_position_is_told_the_direction_of_its_layer(position):
+    for causal in (True, False):
+        layer = build(f"attention(causal={str(causal).lower()}, position={position})", dim=16)
+        assert getattr(layer.position, "position", layer.position).causal is causal
+    layer = build("attention(causal=false, position=cable(causal=true))", dim=16)
+    assert layer.position.causal
+
+
 def test_bidirectional_reads_each_document_backwards_on_its_own():
     torch.manual_seed(0)
     module = build("bidirectional(min_gru)", dim=8, causal=False).double()

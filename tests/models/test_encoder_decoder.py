@@ -8,15 +8,13 @@ import lengthwise as lw
 from lengthwise.contract import Layout
 from lengthwise.errors import InputError
 from tests.laws.encoder_decoders import KINDS, SMALL, draw
+from tests.stirred import stir
 
 
 def model(kind="attention", **changes):
     torch.manual_seed(0)
     made = lw.EncoderDecoder(**{**SMALL, **KINDS[kind], **changes}).double().eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))  # so that the source shows in every output
-    return made
+    return stir(made)  # so that the source shows in every output
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Language models, encoders and classifiers, and their files."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -124,16 +125,13 @@ def damage_config(folder):
     (folder / "config.json").write_text('{"model": "LanguageModel", "con')
 
 
-def damage_width(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["config"]["dim"] = 32
-    (folder / "config.json").write_text(json.dumps(config))
+def config(**changes):
+    def damage(folder):
+        described = json.loads((folder / "config.json").read_text())
+        described["config"].update(changes)
+        (folder / "config.json").write_text(json.dumps(described))
 
-
-def damage_layers(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["config"]["layers"] = "mlp"
-    (folder / "config.json").write_text(json.dumps(config))
+    return damage
 
 
 def damage_name(folder):
@@ -153,8 +151,9 @@ def damage_weights_gone(folder):
     [
         (damage_cut, "cut short"),
         (damage_config, "cut short or no JSON"),
-        (damage_width, "another model"),
-        (damage_layers, "another model"),
+        (config(dim=32), "another model"),
+        (config(layers="mlp"), "another model"),
+        (config(dim="16"), "doesn't fit LanguageModel"),
         (damage_name, "did you mean LanguageModel"),
         (damage_arguments, "doesn't fit LanguageModel"),
         (damage_weights_gone, "there is no file"),
@@ -165,6 +164,52 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(damage, message, tmp_pa
     damage(tmp_path)
     with pytest.raises(InputError, match=message):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": 10**9}, "impossible sizes"),
+        ({"dim": 10**9, "layers": "attention + mlp"}, "impossible sizes"),
+        ({"dim": 10**6}, "should be"),
+        ({"vocab_size": 10**10}, r"is \[50, 16\] and should be \[10000000000, 16\]"),
+        ({"layers": "10000*mlp"}, "more weights than the 29 tensors"),
+        ({"layers": "attention(position=seqpe(blocks=100000000))"}, "more weights than"),
+        ({"layers": "tcn(levels=100000000)"}, "levels must be at most 64"),
+        ({"layers": "s5(state_dim=100000000)"}, "another model"),
+        ({"layers": "mamba(state_dim=10000000000)"}, "another model"),
+        ({"position": "learned(length=10000000000)"}, "another model"),
+        ({"position": "sinusoidal", "dim": 10**8}, "should be"),
+    ],
+    ids=str,
+)
+def test_sizes_that_the_file_has_no_weights_for_take_no_memory(changes, message, tmp_path):
+    lw.LanguageModel(50, 16, LAYERS).save(tmp_path)
+    config(**changes)(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=message):
+        load(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10  # kilobytes
+
+
+def test_parts_of_the_callers_own_may_read_numbers_while_they_are_made(tmp_path):
+    class Scaled(lw.SequenceModule):
+        growth, receptive_field = "constant", 1
+
+        def __init__(self, dim):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((dim,), torch.rand(()).item()))
+
+        def forward(self, x, state=None, layout=None):
+            return x * self.weight, None
+
+    model = lw.LanguageModel(50, 16, "mine", parts={"mine": Scaled})
+    model.save(tmp_path)
+    again = load(tmp_path, {"mine": Scaled})
+    assert torch.equal(again(tokens())[0], model(tokens())[0])
+    config(dim=32)(tmp_path)
+    with pytest.raises(InputError, match="another model"):
+        load(tmp_path, {"mine": Scaled})
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

@@ -15,15 +15,14 @@ from lengthwise.models.language_model import LanguageModel
 from lengthwise.models.recompute import Recompute
 from lengthwise.training.auxiliary import auxiliary_loss
 from lengthwise.training.fit import next_token_loss
+from tests.stirred import stir
 
 
 def both(layers, dim=8, **settings):
     """The layers as they are and recomputed, with equal parameters away from the zeros at which some begin silent."""
     torch.manual_seed(0)
     plain, again = (build(e, dim, **settings).train() for e in (f"{layers} + mlp", f"recompute({layers} + mlp)"))
-    for parameter in plain.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    again.load_state_dict(plain.state_dict())
+    again.load_state_dict(stir(plain, 0.1).state_dict())
     return plain, again
 
 

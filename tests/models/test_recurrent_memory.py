@@ -9,6 +9,8 @@ from lengthwise.errors import InputError
 from lengthwise.models.build import build
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.models.loading import load
+from tests.stepping import in_pieces
+from tests.stirred import stir
 
 DIM = 16
 
@@ -51,9 +53,7 @@ def test_segments_are_those_of_gpt2(tokens):
         tie_word_embeddings=False, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
     )  # fmt: skip
     torch.manual_seed(1)
-    peer = transformers.GPT2LMHeadModel(config).eval()
-    for parameter in peer.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
+    peer = stir(transformers.GPT2LMHeadModel(config).eval(), 0.1)
     part = model.stack.layers[0]
     copy_gpt2(peer, model, part)
     state, given = None, part.memory.expand(2, -1, -1)
@@ -120,11 +120,7 @@ def test_gradients_end_before_every_kth_segment(backprop, reached, cuts):
     made = build(f"recurrent_memory(attention(heads=2), tokens=2, segment=3, backprop={backprop})", dim=DIM).double()
     assert slope(made, 4, 3) == reached
     x = torch.randn(1, 12, DIM, dtype=torch.float64, requires_grad=True)
-    outputs, state = [], None
-    for begin, end in zip([0, *cuts], [*cuts, 12], strict=True):
-        y, state = made(x[:, begin:end], state)
-        outputs.append(y)
-    torch.cat(outputs, 1)[:, 9:].square().sum().backward()
+    in_pieces(made, x, cuts)[0][:, 9:].square().sum().backward()
     assert [bool(piece.any()) for piece in x.grad.split(3, 1)] == reached
 
 

@@ -112,7 +112,7 @@ def test_bias_as_tensor_or_known_by_tiles(pattern, room):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
-def test_without_gradients_rows_are_taken_in_parts(pattern, monkeypatch):
+def test_without_gradients_the_same_whether_written_or_by_tiles(pattern, monkeypatch):
     q, k, v = inputs(25)
     bias, table = torch.randn(2, 1, 25, 29, dtype=torch.float64), torch.randn(4, 53, dtype=torch.float64)
     packed = {"query_documents": DOCUMENTS[:, 4:], "key_documents": DOCUMENTS}

@@ -89,3 +89,19 @@ def test_what_ends_while_memory_is_taken_doesnt_wait():
         del x
     memory.empty(2 * PIECE, dtype=torch.float32)
     assert len(memory._free) >= 1
+
+
+def test_rows_of_nearly_as_many_are_of_the_same_memory():
+    first = memory.rows(7100, PIECE // 1000, dtype=torch.float32)
+    place, shape = first.data_ptr(), tuple(first.shape)
+    assert shape == (7100, PIECE // 1000)
+    assert first.is_contiguous()
+    del first
+    assert memory.rows(7000, PIECE // 1000, dtype=torch.float32).data_ptr() == place
+
+
+def test_rows_take_little_more_than_they_need():
+    for count in (0, 1, 2, 15, 16, 17, 1000, 1025, 4097):
+        rows = memory.rows(count, 3, dtype=torch.float32)
+        assert rows.shape == (count, 3)
+        assert rows.untyped_storage().nbytes() <= 12 * count * 9 / 8

@@ -52,6 +52,22 @@ def test_equals_the_direct_form_in_single_precision():
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_memory_beside_the_logits_is_a_sixteenth_of_that_of_the_direct_form():
+    length, channels = 512, 32
+    q, _, _, table = (x.detach() for x in inputs(length, length, length, torch.float32, 1, 1, channels))
+    q, logits, found = q.transpose(1, 2), 4 * length * length, []
+
+    def skewed():
+        found.append(RelativeContent(q, table, length, length - 1).written())
+
+    def direct():
+        found.append(relative_content_reference(q, table, length, length - 1))
+
+    ours, theirs = (peak_bytes(form) - logits for form in (skewed, direct))
+    assert theirs >= 16 * ours
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_memory_is_far_below_the_direct_form():
     length = 2048

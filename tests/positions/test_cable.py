@@ -117,6 +117,8 @@ def test_heads_begin_alike_or_as_steep_as_those_of_alibi():
     equal, spread = Cable(8, heads=HEADS), Cable(8, heads=HEADS, start="spread")
     torch.testing.assert_close(equal.steps(still, HEADS)[0, 0], -torch.full((HEADS,), 2.0).log())
     torch.testing.assert_close(spread.steps(still, HEADS)[0, 0], -slopes(HEADS).float())
+    weight = Cable(4096, heads=HEADS).weight.detach()
+    assert float(weight.std()) == pytest.approx(0.02, rel=0.03)  # four deviations of that of 16384 numbers are 2.2 %
 
 
 def test_every_layer_has_steps_of_its_own_which_do_not_decay():

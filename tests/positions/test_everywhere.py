@@ -7,6 +7,7 @@ from lengthwise import LanguageModel
 from lengthwise.contract import Layout
 from lengthwise.ops import attention as dispatcher
 from lengthwise.positions import POSITIONS
+from tests.stepping import in_pieces
 
 ARGUMENTS = {
     "learned": "length=48",
@@ -51,13 +52,9 @@ def attention(request):
 def test_decoding_far_beyond_equals_one_pass(position, attention):
     model, tokens = build(position, attention), torch.randint(11, (2, 7 * TRAINED))
     whole, _ = model(tokens)
-    logits, state = model(tokens[:, :TRAINED])
-    parts = [logits]
     with torch.no_grad():
-        for token in tokens[:, TRAINED:].split(1, dim=1):
-            logits, state = model(token, state)
-            parts.append(logits)
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-9, rtol=1e-9)
+        logits, _ = in_pieces(model, tokens, range(TRAINED, 7 * TRAINED))
+    torch.testing.assert_close(logits, whole, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("position", POSITIONS)

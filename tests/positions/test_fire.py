@@ -112,6 +112,19 @@ def test_it_stays_in_float32():
     torch.testing.assert_close(bias.double(), expected(fire, places, torch.arange(2004)), atol=1e-6, rtol=1e-6)
 
 
+def test_it_begins_as_two_linear_maps_of_pytorch():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(1, 32), torch.nn.Linear(32, 12)
+    torch.manual_seed(0)
+    fire = FIRE(heads=12)
+    expected = network[0].weight[:, 0], network[0].bias, network[1].weight, network[1].bias
+    for found, wanted in zip(
+        (fire.hidden_weight, fire.hidden_bias, fire.out_weight, fire.out_bias), expected, strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+    assert (fire.c.item(), fire.m.item(), fire.length) == (pytest.approx(0.1), 1, 512)
+
+
 def test_layers_have_weights_of_their_own_unless_they_share_them():
     layers = "3*(attention(heads=2) + mlp)"
     own = LanguageModel(7, 8, layers, position="fire(heads=2, width=4)")

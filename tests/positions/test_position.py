@@ -66,6 +66,22 @@ def test_rows_of_positions_act_row_by_row(name):
             assert torch.equal(bias.written()[one], bias_of(position, q_places[row], k_places[row]).written())
 
 
+@pytest.mark.parametrize("name", [name for name in POSITIONS if make(name).has("bias")])
+def test_only_those_by_distance_may_be_counted_from_anywhere(name):
+    """As along a row of packed documents, whose tokens see their own alone."""
+    position = make(name)
+    if position.has("steps"):
+        assert not position.by_distance  # it reads sums and no places
+        return
+    for parameter in position.parameters():
+        torch.nn.init.normal_(parameter)
+    documents = torch.arange(5), torch.arange(9)
+    packed, row = torch.cat(documents), 3 + torch.arange(14)
+    own, along = (position.bias(places, places, 4).written()[0] for places in (packed, row))
+    same = [torch.allclose(own[:, part, part], along[:, part, part]) for part in (slice(0, 5), slice(5, 14))]
+    assert all(same) == position.by_distance
+
+
 @pytest.mark.parametrize("name", POSITIONS)
 def test_nothing_at_length_zero(name):
     position = make(name)

@@ -15,6 +15,7 @@ from lengthwise.positions.fire import FIRE
 from lengthwise.positions.learned import Learned
 from lengthwise.positions.randomised import Draw, Randomised
 from lengthwise.positions.rope import RoPE
+from tests.stepping import in_pieces
 
 SIZES = st.integers(1, 60).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length)))
 
@@ -170,11 +171,7 @@ def test_generation_in_pieces_is_the_whole(position, cuts, seed):
     model = LanguageModel(11, 16, "2*(attention(heads=2) + mlp)", position=expression).double().eval()
     tokens = torch.randint(11, (2, 30))
     whole, _ = model(tokens)
-    state, parts = None, []
-    for part in tokens.tensor_split(sorted(cuts), dim=1):
-        logits, state = model(part, state)
-        parts.append(logits)
-    torch.testing.assert_close(torch.cat(parts, 1), whole)
+    torch.testing.assert_close(in_pieces(model, tokens, sorted(cuts))[0], whole)
 
 
 def test_documents_of_a_row_are_as_they_are_alone():

@@ -15,15 +15,13 @@ from lengthwise.positions.seqpe import SeqPE
 from lengthwise.positions.seqpe_encoder import DigitEncoder, Strings
 from lengthwise.training.auxiliary import auxiliary_loss
 from lengthwise.training.optimizer import decays
+from tests.stirred import stir
 
 
 def stirred(module, seed=10):
     """Weights away from where they begin, at which encodings are all but alike."""
     torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return module
+    return stir(module, 0.2)
 
 
 def digits(encoder, positions):
@@ -55,32 +53,39 @@ def by_pytorch(encoder, positions):
             norm_first=True,
             dtype=x.dtype,
         )
-        for own, theirs in (
-            (block.qkv_proj.weight, layer.self_attn.in_proj_weight),
-            (block.qkv_proj.bias, layer.self_attn.in_proj_bias),
-            (block.o_proj.weight, layer.self_attn.out_proj.weight),
-            (block.o_proj.bias, layer.self_attn.out_proj.bias),
-            (block.attention_norm.weight, layer.norm1.weight),
-            (block.attention_norm.bias, layer.norm1.bias),
-            (block.norm.weight, layer.norm2.weight),
-            (block.norm.bias, layer.norm2.bias),
-            (block.up.weight, layer.linear1.weight),
-            (block.up.bias, layer.linear1.bias),
-            (block.down.weight, layer.linear2.weight),
-            (block.down.bias, layer.linear2.bias),
-        ):
-            theirs.data = own.data
-        x = layer(x, src_mask=mask)
+        weights = {
+            f"{name}.{kind}": getattr(module, kind)
+            for name, module in {
+                "self_attn.out_proj": block.o_proj,
+                "norm1": block.attention_norm,
+                "norm2": block.norm,
+                "linear1": block.up,
+                "linear2": block.down,
+            }.items()
+            for kind in ("weight", "bias")
+        }
+        weights |= {f"self_attn.in_proj_{kind}": getattr(block.qkv_proj, kind) for kind in ("weight", "bias")}
+        x = torch.func.functional_call(layer, weights, (x,), {"src_mask": mask})
     return encoder.head(encoder.norm(x[:, -1]))
 
 
 @pytest.mark.parametrize(("width", "blocks", "axes"), [(8, 2, 1), (128, 2, 1), (16, 1, 2), (8, 3, 3)])
 def test_the_encoder_is_pytorchs(width, blocks, axes):
     encoder = stirred(DigitEncoder(6, width=width, blocks=blocks, positions=1000, axes=axes)).double()
-    positions = torch.randint(0, 1000, (40, axes))
-    assert (encoder(positions) - by_pytorch(encoder, positions)).abs().max() < 1e-10
-    window = torch.arange(205).unsqueeze(1).repeat(1, axes)
-    assert (encoder(window) - by_pytorch(encoder, window)).abs().max() < 1e-10
+    for positions in (torch.randint(0, 1000, (40, axes)), torch.arange(205).unsqueeze(1).repeat(1, axes)):
+        found, expected = encoder(positions), by_pytorch(encoder, positions)
+        assert (found - expected).abs().max() < 1e-10
+        d_e, weights = torch.randn_like(found), list(encoder.parameters())
+        gradients = (torch.autograd.grad(e, weights, d_e) for e in (found, expected))
+        for of_found, of_expected in zip(*gradients, strict=True):
+            assert (of_found - of_expected).abs().max() < 1e-10 * max(1, float(of_expected.abs().max()))
+
+
+def test_float32_is_as_exact_as_its_numbers():
+    encoder = stirred(DigitEncoder(64, width=64, positions=20_000))
+    positions = torch.cat([torch.arange(300), torch.randint(20_000, (200,))])[:, None]
+    found, expected = encoder(positions), by_pytorch(copy.deepcopy(encoder).double(), positions)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @settings(max_examples=20, deadline=None)
@@ -123,7 +128,7 @@ def test_gradients_of_every_use():
                 return seqpe.embed(q.flatten(2), places)
             return seqpe.rotate(q, k, places, places)
 
-        assert torch.autograd.gradcheck(used, (q, k, *seqpe.parameters()))
+        assert torch.autograd.gradcheck(used, (q, k, *seqpe.parameters()), fast_mode=True)
 
 
 @pytest.mark.parametrize("layout", [None, Layout.packed([[5, 7], [12]])])

@@ -62,11 +62,20 @@ def test_some_candidates_are_near_and_some_are_a_digit_away():
     torch.manual_seed(10)
     pivots = torch.full((400, 1), 54_321)
     drawn = losses.draw_candidates(pivots, 32, 100_000, 5)[..., 0]
-    near = ((drawn - 54_321).abs() < 256).all(-1)
+    near = drawn.amax(-1) - drawn.amin(-1) < 256
     assert 0.5 < near.double().mean() < 0.7
+    assert (drawn[near].amin(-1) < 50_000).double().mean() > 0.3  # boxes lie anywhere
     alike = losses.to_digits(drawn[~near][..., None], 5) == torch.tensor([5, 4, 3, 2, 1])
     hard = (alike.sum(-1) >= 3).double().mean(0)
     assert hard[:8].mean() > 4 * hard[8:].mean()
+
+
+def test_every_place_of_a_box_but_the_pivot_is_drawn():
+    torch.manual_seed(10)
+    for pivot, expected in ((7, {5, 6, 8}), (3, {5, 6, 7, 8})):
+        drawn = losses.in_box(torch.tensor([[pivot]] * 200), torch.tensor([[5]] * 200), 4, 2)[..., 0]
+        assert set(drawn.flatten().tolist()) == expected
+        assert (drawn[:, 0] != drawn[:, 1]).all()
 
 
 def test_the_nearest_is_by_euclidean_distance():
@@ -157,10 +166,10 @@ def test_shifts_come_as_often_as_asked():
 
 
 def test_training_brings_similarity_nearer_to_distance():
-    position = learner(width=16, contrast=1.0, shift=0)
+    position = learner(width=64, contrast=1.0, shift=0)
     assert isinstance(position.encodings, Encodings)
     optimizer, found = torch.optim.Adam(position.parameters(), 3e-3), []
-    for _ in range(60):
+    for _ in range(100):
         position.bias(torch.arange(16), torch.arange(16), 2)
         loss = auxiliary_loss(position)
         optimizer.zero_grad()

@@ -69,6 +69,11 @@ def test_it_changes_what_is_beyond_the_trained_length_and_is_undone(how, positio
     assert torch.equal(logits(built, tokens), before), "the model is as it was"
 
 
+@pytest.mark.parametrize("part", ["chunked_attention(heads=2, chunk=8)", "dilated_attention(heads=2)"])
+def test_attention_that_knows_no_temperature_is_not_taken_for_sharpened(part):
+    assert not SCALINGS["temperature"].applies(lw.LanguageModel(11, 8, f"{part} + mlp"))
+
+
 def test_it_is_undone_where_the_measurement_fails(tokens):
     built = model("rope")
     before = logits(built, tokens)

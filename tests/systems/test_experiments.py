@@ -1,4 +1,5 @@
 import math
+import statistics
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from lengthwise.systems.experiments import (
     corpus,
     initialise,
     nll,
+    nll_and_rise,
     nll_by_position,
     nll_of,
+    of_each,
     parameters,
     progress,
     rise,
@@ -143,10 +146,23 @@ def test_every_kind_is_trained_with_every_seed():
         assert torch.equal(weight, again.state_dict()[name])
 
 
+def test_measures_are_averaged_over_the_models_of_a_kind():
+    models = {"a": [1, 2, 6], "b": [4]}
+    assert of_each(models, lambda m: {"half": m / 2, "square": m * m}) == {
+        "a": {"half": 1.5, "square": 41 / 3},
+        "b": {"half": 2, "square": 16},
+    }
+    assert of_each(models, lambda m: {"half": m / 2}, statistics.median)["a"] == {"half": 1}
+
+
 def test_a_rise_is_counted_from_the_trained_length():
     model = train_bytes(position="rope", steps=0, **TINY)
     assert rise(model, 64) == 0
     assert rise(model, 128) == nll(model, 128) - nll(model, 64)
+    assert nll_and_rise(model, (64, 96, 128)) == {
+        **{str(n): nll(model, n) for n in (64, 96, 128)},
+        "rise": rise(model, 128),
+    }
     assert rise(model, 600, trained=32) == nll(model, 600, longest=600) - nll(model, 32, longest=600)
 
 

@@ -7,6 +7,7 @@ from lengthwise.systems import length_generalization
 from lengthwise.systems.length_generalization import ARMS, accuracy, build, train
 from lengthwise.systems.system import Run
 from lengthwise.tasks.addition import HINT
+from tests.stepping import in_pieces
 
 
 @pytest.fixture
@@ -75,11 +76,8 @@ def test_decoding_from_the_state_is_the_whole_pass():
     next(module for module in model.modules() if isinstance(module, Draw)).longest = task.length
     tokens = task.batch(3, seed=0).tokens
     prompt = tokens.shape[1] - task.asked_of(5) + 1
-    parts, state = [], None
-    for part in [tokens[:, :prompt], *tokens[:, prompt:].split(1, 1)]:
-        logits, state = model(part, state)
-        parts.append(logits)
-    torch.testing.assert_close(torch.cat(parts, 1), model(tokens)[0])
+    logits, _ = in_pieces(model, tokens, range(prompt, tokens.shape[1]))
+    torch.testing.assert_close(logits, model(tokens)[0])
 
 
 def test_seeds_begin_with_different_weights(small):

@@ -6,6 +6,8 @@ from torch import nn
 
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.systems import multi_query_attention as system
+from tests.conversion.theirs import take
+from tests.stepping import in_pieces
 
 transformers = pytest.importorskip("transformers")
 
@@ -28,11 +30,7 @@ def agree(ours: LanguageModel, theirs: nn.Module) -> None:
     tokens = torch.randint(50, (2, 23))
     expected = theirs(tokens).logits
     torch.testing.assert_close(ours(tokens)[0], expected, rtol=0, atol=1e-5)
-    parts, state = [], None
-    for part in tokens.split([9, 1, 13], dim=1):
-        logits, state = ours(part, state)
-        parts.append(logits)
-    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(in_pieces(ours, tokens, [9, 10])[0], expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -85,19 +83,8 @@ def test_logits_of_transformers_llama_with_one_key_head():
     )
     theirs = randomise(transformers.LlamaForCausalLM(config))
     layers = "2*(attention(heads=4, kv_heads=1) + swiglu(hidden=48))"
-    ours = LanguageModel(50, 32, layers, position="rope", norm="rmsnorm").eval()
-    copy(ours.embedding, theirs.model.embed_tokens.weight)
-    copy(ours.head, theirs.lm_head.weight)
-    copy(ours.norm, theirs.model.norm.weight)
-    for index, layer in enumerate(theirs.model.layers):
-        mixer, channel = ours.stack.layers[2 * index : 2 * index + 2]
-        copy(mixer.norm, layer.input_layernorm.weight)
-        copy(channel.norm, layer.post_attention_layernorm.weight)
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            copy(getattr(mixer.part, name), getattr(layer.self_attn, name).weight)
-        copy(channel.part.gate_up, torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]))
-        copy(channel.part.down, layer.mlp.down_proj.weight)
-    agree(ours, theirs)
+    ours = LanguageModel(50, 32, layers, position="rope", norm="rmsnorm")
+    agree(take(ours, theirs), theirs)
 
 
 def test_the_models_compared_are_of_equal_size():

@@ -9,6 +9,8 @@ from lengthwise.models.language_model import LanguageModel
 from lengthwise.positions.rope import RoPE, permute_rows
 from lengthwise.systems import roformer
 from lengthwise.systems.system import Run
+from tests.conversion.theirs import take
+from tests.stepping import token_by_token
 
 transformers = pytest.importorskip("transformers")
 
@@ -34,10 +36,6 @@ def oracle() -> nn.Module:
     return randomise(transformers.RoFormerModel(config))
 
 
-def take(ours: nn.Linear, theirs: nn.Linear) -> None:
-    ours.load_state_dict(theirs.state_dict())
-
-
 @torch.no_grad()
 def roformer_from_parts(theirs: nn.Module, tokens: torch.Tensor, layout: str) -> torch.Tensor:
     """The post-norm encoder of transformers out of our attention, MLP and positions with its weights."""
@@ -47,15 +45,15 @@ def roformer_from_parts(theirs: nn.Module, tokens: torch.Tensor, layout: str) ->
         attention = Attention(64, heads=4, causal=False, bias=True, position=RoPE(layout=layout))
         source = layer.attention.self
         for ours, of_theirs in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
-            take(getattr(attention, ours), getattr(source, of_theirs))
+            getattr(attention, ours).load_state_dict(getattr(source, of_theirs).state_dict())
         if layout == "half":
             for projection in (attention.q_proj, attention.k_proj):
                 projection.weight.copy_(permute_rows(projection.weight, 4, source="interleaved", target="half"))
                 projection.bias.copy_(permute_rows(projection.bias, 4, source="interleaved", target="half"))
-        take(attention.o_proj, layer.attention.output.dense)
+        attention.o_proj.load_state_dict(layer.attention.output.dense.state_dict())
         mlp = MLP(64, hidden=128)
-        take(mlp.up, layer.intermediate.dense)
-        take(mlp.down, layer.output.dense)
+        mlp.up.load_state_dict(layer.intermediate.dense.state_dict())
+        mlp.down.load_state_dict(layer.output.dense.state_dict())
         x = layer.attention.output.LayerNorm(x + attention(x)[0])
         x = layer.output.LayerNorm(x + mlp(x)[0])
     return x
@@ -84,16 +82,8 @@ def test_logits_of_transformers_llama():
     theirs = transformers.LlamaForCausalLM(config).eval()
     layers = "2*(attention(heads=4, kv_heads=2) + swiglu(hidden=96))"
     ours = LanguageModel(50, 64, layers, position="rope(base=100000)", norm="rmsnorm")
-    ours.embedding.weight.copy_(theirs.model.embed_tokens.weight)
-    ours.head.weight.copy_(theirs.lm_head.weight)
-    for index, layer in enumerate(theirs.model.layers):
-        mixer, channel = ours.stack.layers[2 * index].part, ours.stack.layers[2 * index + 1].part
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            take(getattr(mixer, name), getattr(layer.self_attn, name))
-        channel.gate_up.weight.copy_(torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]))
-        take(channel.down, layer.mlp.down_proj)
     tokens = torch.randint(50, (2, 37))
-    torch.testing.assert_close(ours(tokens)[0], theirs(tokens).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(take(ours, theirs)(tokens)[0], theirs(tokens).logits, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -111,11 +101,7 @@ def test_linear_attention_turns_the_numerator_alone():
     denominator = torch.einsum("bihd,bjhd->bhij", q, k).tril().sum(-1, keepdim=True)
     expected = mixer.o_proj((numerator / (denominator + 1e-6)).transpose(1, 2).flatten(2))
     torch.testing.assert_close(mixer(x)[0], expected, rtol=0, atol=1e-10)
-    state, steps = None, []
-    for t in range(9):
-        y, state = mixer(x[:, t : t + 1], state)
-        steps.append(y)
-    torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(token_by_token(mixer, x)[0], expected, rtol=0, atol=1e-10)
 
 
 def test_shift_error_sees_every_layer_and_leaves_the_model_alone():

@@ -7,6 +7,7 @@ from lengthwise.mixers.rrwkv import RRWKV
 from lengthwise.systems import rrwkv, rwkv_model
 from lengthwise.systems.experiments import parameters
 from lengthwise.systems.system import Run
+from tests.stirred import stir
 
 
 @pytest.fixture
@@ -52,9 +53,7 @@ def test_the_gain_is_over_the_better_baseline(ours, plain, wide, measured):
 def test_the_limit_is_compared_with_mediums_that_could_weigh(small):
     """The comparison would see mediums that count: their weights are the model's own, only their keys are far down."""
     torch.manual_seed(0)
-    plain = rrwkv.build("RWKV-4").eval()
-    for parameter in plain.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
+    plain = stir(rrwkv.build("RWKV-4").eval(), 0.1)
     assert rrwkv.apart_without_mediums(plain) <= 1e-5
     model = rrwkv.build("RRWKV").eval()
     model.load_state_dict(plain.state_dict(), strict=False)

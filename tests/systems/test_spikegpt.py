@@ -9,6 +9,7 @@ from lengthwise.models.language_model import LanguageModel
 from lengthwise.ops.integrate_and_fire import integrate_and_fire_reference
 from lengthwise.systems import rwkv_model, spikegpt
 from lengthwise.systems.system import Run
+from tests.stirred import stir
 
 
 @pytest.fixture
@@ -23,10 +24,7 @@ def stirred(name, dim=16, strength=1.0):
     """A model whose blocks aren't silent, as they are at first."""
     torch.manual_seed(0)
     model = rwkv_model.build(spikegpt.MODELS[name], dim)
-    with torch.no_grad():
-        for layer in model.stack.layers:
-            for parameter in layer.parameters():
-                parameter.add_(strength * torch.randn_like(parameter))
+    stir(model.stack.layers, strength)
     return model.eval()
 
 

@@ -66,10 +66,15 @@ def test_the_real_model_is_read_within_and_beyond_its_window(monkeypatch, tmp_pa
     small.tokenizer = Bytes()
     monkeypatch.setattr(swan_gpt, "SMOLLM2_TRAINED", 200)
     monkeypatch.setattr(swan_gpt, "LAST", 64)
+    monkeypatch.setattr(swan_gpt, "ASKED", (100, 200, 300))
+    monkeypatch.setattr(swan_gpt, "EVERY", 50)
     monkeypatch.setattr(swan_gpt, "smollm2_file", lambda: tmp_path)
     monkeypatch.setattr(swan_gpt, "load", lambda path: small)
     figures = list(swan_gpt.of_smollm2(Run(seeds=(10,))))
-    assert len(figures) == 7
-    assert all(figure.measured > 1 for figure in figures)
+    perplexities, facts = figures[:7], figures[7:]
+    assert all(figure.measured > 1 for figure in perplexities)
+    assert all(0 <= figure.measured <= 1 for figure in facts)
+    told = [figure.note.split()[0] for figure in facts]
+    assert told == ["2", "4", "6", "2", "4", "6", "6"]  # with the law only beyond the trained length
     monkeypatch.setattr(swan_gpt, "smollm2_file", lambda: None)
     assert not list(swan_gpt.of_smollm2(Run(seeds=(10,))))

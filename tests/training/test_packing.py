@@ -21,6 +21,7 @@ from lengthwise.training.packing import (
     next_token_rows,
     packed_next_token_loss,
 )
+from tests.stirred import stir
 
 quick = settings(max_examples=100, deadline=None)
 lengths = st.lists(st.integers(0, 12), max_size=20)
@@ -140,10 +141,7 @@ def test_pieces_are_short_enough_and_together_the_sequences(lengths, longest):
 def test_packed_training_is_separate_training(layers, packer):
     """Logits, loss and gradients, with sequences of no token and of one among them."""
     torch.manual_seed(0)
-    model = LanguageModel(16, 8, layers, position="none").double()
-    with torch.no_grad():  # RWKV begins silent
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+    model = stir(LanguageModel(16, 8, layers, position="none").double(), 0.1)  # RWKV begins silent
     sequences = [torch.randint(16, (n,)) for n in (5, 1, 0, 12, 3, 1, 7)]
     packing = PACKERS[packer]([len(s) for s in sequences], 12)
     rows = next_token_rows(packing, sequences)

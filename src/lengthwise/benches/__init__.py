@@ -23,6 +23,7 @@ BENCHES = {
     "rwkv": "lengthwise.benches.recurrent_models:rwkv",
     "linear": "lengthwise.benches.one_token:linear",
     "rms_norm": "lengthwise.benches.one_token:rms_norm",
+    "step_attention": "lengthwise.benches.one_token:attention",
     "smollm2": "lengthwise.benches.llama:smollm2",
     "megalodon": "lengthwise.benches.megalodon:megalodon",
     "longnet": "lengthwise.benches.longnet:longnet",

@@ -1,4 +1,4 @@
-"""Benchmarks of what a token that is decoded alone passes through: linear maps of one vector, and norms."""
+"""Benchmarks of what a token that is decoded alone passes through: linear maps of one vector, norms and attention."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import torch
 from torch.nn import functional
 
 from lengthwise.benches.row import Row
-from lengthwise.measure import interleaved
+from lengthwise.measure import interleaved, read_bandwidth
+from lengthwise.ops.dense_attention import dense
 from lengthwise.ops.linear import linear as ours
 from lengthwise.ops.rms_norm import rms_norm as our_norm
+from lengthwise.ops.step_attention import step_attention
 
 LLAMA = ((960, 576), (576, 576), (3072, 576), (576, 1536))
 """The linear maps of a layer of a Llama of 135 million weights: outputs and features."""
@@ -65,4 +67,43 @@ def rms_norm(dim: int = 576, calls: int = 100) -> Iterator[Row]:
         {"functional.rms_norm": times["functional.rms_norm"] / times["ours"]},
         limit=min(1.0, times["copying"] / times["ours"]),
         limit_name="one operation of PyTorch, a copy",
+    )
+
+
+CACHES = ((9, 3, 256), (9, 3, 32768), (8, 8, 8192), (32, 8, 8192))
+"""What one query attends to: heads of queries, heads of keys, and keys."""
+
+
+@torch.inference_mode()
+def attention(caches: Sequence[tuple[int, int, int]] = CACHES, width: int = 64, numbers: int = 2**24) -> Iterator[Row]:
+    """One query in each row against caches of several layers, together too large to stay in the processor's own.
+
+    numbers: how many the keys of all layers are together, at least.
+    """
+    bandwidth = read_bandwidth()
+    for heads, kv_heads, keys in caches:
+        layers = -(-numbers // (keys * kv_heads * width))
+        name = f"attention of one query to {keys} keys, {heads} heads on {kv_heads} of {width}, {layers} layers"
+        kept = [torch.randn(2, 1, keys, kv_heads, width) for _ in range(layers)]
+        yield read(name, torch.randn(1, 1, heads, width), kept, bandwidth)
+
+
+def read(name: str, q: torch.Tensor, kept: Sequence[torch.Tensor], bandwidth: float) -> Row:
+    """One query and the keys and values of each layer, against PyTorch's kernel and the reading of as many bytes."""
+    framework = "scaled_dot_product_attention"
+    pairs = [(layer[0], layer[1]) for layer in kept]
+    times = interleaved(
+        {
+            "ours": lambda: [step_attention(q, k, v) for k, v in pairs],
+            framework: lambda: [dense(q, k, v) for k, v in pairs],
+        },
+        warmup=2,
+    )
+    reading = sum(layer.nbytes for layer in kept) / bandwidth
+    return Row(
+        name,
+        times["ours"] / len(kept),
+        {framework: times[framework] / times["ours"]},
+        limit=reading / times["ours"],
+        limit_name="reading memory",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,6 +12,9 @@ from lengthwise.contract import State
 
 SPARE = 64
 """The least room left for further tokens when a buffer is made."""
+
+
+Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
 
 
 class Buffer:
@@ -32,14 +37,15 @@ class Buffer:
 
     def write(self, new: tuple[Tensor, ...]) -> None:
         """Append tokens."""
-        end = self.used + new[0].shape[1]
+        count = new[0].shape[1]
         for room, tokens in zip(self.tensors, new, strict=True):
-            room[:, self.used : end] = tokens
-        self.used = end
+            room.narrow(1, self.used, count).copy_(tokens)
+        self.used += count
 
     def last(self, count: int) -> tuple[Tensor, ...]:
         """The last `count` tokens, without a copy."""
-        return tuple(room[:, self.used - count : self.used] for room in self.tensors)
+        begin = self.used - count
+        return tuple([room.narrow(1, begin, count) for room in self.tensors])
 
 
 def appended(
@@ -53,7 +59,8 @@ def appended(
     room for half as many tokens again, so that tokens appended one by one cost one copy of a few of them each. With
     gradients, inside `torch.compile`, or where more comes than was there, the two are concatenated without a buffer.
     """
-    new = tuple(t.to(p.dtype) for t, p in zip(new, past, strict=True))
+    if [t.dtype for t in new] != [p.dtype for p in past]:
+        new = tuple(t.to(p.dtype) for t, p in zip(new, past, strict=True))
     length, count = past[0].shape[1], new[0].shape[1]
     if count == 0:
         return past, buffer_of(cache)
@@ -66,6 +73,13 @@ def appended(
         buffer = Buffer(past, count + max(SPARE, length // 2))
     buffer.write(new)
     return buffer.last(length + count), buffer
+
+
+def latest(tensors: Tensors, dropped: int, buffer: Buffer | None) -> Tensors:
+    """The tokens behind the first `dropped`: views, or copies where a view alone would keep those alive."""
+    kept = tuple(x[:, dropped:] for x in tensors)
+    views = not dropped or buffer is not None or torch.is_grad_enabled()
+    return kept if views else tuple(x.clone() for x in kept)  # type: ignore[return-value]
 
 
 def buffer_of(cache: State) -> Buffer | None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lengthwise.caches.buffer import appended, leave
+from lengthwise.caches.buffer import appended, latest, leave
 from lengthwise.contract import Layout, State
 from lengthwise.errors import InputError
 from lengthwise.ops.chunk_attention import Bias, chunk_attention
@@ -98,11 +98,7 @@ class ChunkedCache(State):
             open = self._open(slots)
             left = int(open.max()) if batch else 0
             open = None if bool((open == left).all()) else open
-        latest = near[:, near.shape[1] - left :], read[:, read.shape[1] - left :]
-        if buffer is None and not torch.is_grad_enabled() and left < near.shape[1]:
-            # A view would keep all that has left the chunk alive.
-            latest = latest[0].clone(), latest[1].clone()
-        after = ChunkedCache(self.chunk, *latest, open)
+        after = ChunkedCache(self.chunk, *latest((near, read), near.shape[1] - left, buffer), open)
         leave(after, buffer)
         return o, after
 

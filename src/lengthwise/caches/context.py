@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -35,8 +36,16 @@ def new_places(
     if layout is not None:
         return layout.positions
     if not isinstance(past, Tensor):
+        if count == 1 and not torch.compiler.is_compiling():
+            return _next_place(past, device, torch.is_inference_mode_enabled())
         return torch.arange(past, past + count, device=device)[None]
     return past[:, None] + torch.arange(count, device=device)
+
+
+@lru_cache(maxsize=64)
+def _next_place(past: int, device: torch.device, inference: bool) -> Int[Tensor, "1 1"]:  # noqa: ARG001
+    """The position after `past` tokens, one tensor for all layers. inference: the mode, to which tensors belong."""
+    return torch.full((1, 1), past, device=device)
 
 
 def join_documents(

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from lengthwise.caches.context import new_places
 from lengthwise.contract import Layout, State, map_state, state_tensors
+from lengthwise.ops.document_rows import as_rows, put_back
 
 S = TypeVar("S", bound="DocumentState")
 
@@ -81,18 +82,16 @@ def by_document(step: Step[S], state: S, inputs: Sequence[Tensor], layout: Layou
     if not starts.numel():
         return step(state.at(0), *inputs)[0], state
     order, groups = group_runs(starts, state.seen(batch, device))
-    given = [x.flatten(0, 1).index_select(0, order) for x in inputs]
+    column = torch.arange(length, device=device).expand(batch, -1)
+    sizes = [(len(rows), size) for _, rows, size in groups]
+    parts = zip(*(as_rows(x, order, sizes) for x in (column, *inputs)), strict=True)
     outputs, ends = [], []
-    begin = 0
-    for before, rows, size in groups:
-        tokens = slice(begin, begin + len(rows) * size)
-        parts = (x[tokens].unflatten(0, (len(rows), size)) for x in given)
-        y, after = step(state.at(before, rows), *parts)
-        outputs.append(y.flatten(0, 1))
-        last = order[tokens].view(len(rows), size)[:, -1] % length == length - 1
+    for (before, rows, _), (place, *given) in zip(groups, parts, strict=True):
+        y, after = step(state.at(before, rows), *given)
+        outputs.append(y)
+        last = place[:, -1] == length - 1
         ends.append((after, rows[last], last.nonzero().flatten()))
-        begin = tokens.stop
-    y = torch.cat(outputs).index_select(0, order.argsort()).unflatten(0, (batch, length))
+    y = put_back(outputs, order, (batch, length))
     ended = starts.new_zeros(batch) if layout is None else layout.padding[:, -1]
     return y, together([end for end in ends if len(end[1])], ended)
 

@@ -50,12 +50,12 @@ class FullCache(State):
         layout: Layout | None = None,
     ) -> tuple[Context, FullCache]:
         """What queries at the new tokens attend to, and the cache after them. This cache stays as it is."""
-        (batch, count), seen, device = keys.shape[:2], self.keys.shape[1], keys.device
         (all_keys, all_values), buffer = appended(self, (self.keys, self.values), (keys, values))
         if self.start is None and layout is None:
             after = FullCache(all_keys, all_values)
             leave(after, buffer)
             return Context(all_keys, all_values, None), after
+        (batch, count), seen, device = keys.shape[:2], self.keys.shape[1], keys.device
         row = torch.arange(seen, device=device)[None]
         start = self.start
         ended = row.new_zeros(batch, seen) if start is None else -(row < start[:, None]).long()

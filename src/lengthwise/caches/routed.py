@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lengthwise.caches.buffer import Buffer, appended, leave
+from lengthwise.caches.buffer import Buffer, appended, latest, leave
 from lengthwise.contract import Layout, State
 from lengthwise.ops.clustering import latest_members, neighbours
 from lengthwise.ops.gathered_attention import NOWHERE, gathered_attention
@@ -156,11 +156,7 @@ class RoutedCache(State):
         if begin:
             before = dataclasses.replace(self, filled=filled)
             rings, filled = before._sorted_in(near[:, :begin], read[:, :begin], clusters[:, :begin])
-        near, read, clusters = near[:, begin:], read[:, begin:], clusters[:, begin:]
-        if begin and buffer is None and not torch.is_grad_enabled():
-            # Views would keep all that has been sorted in alive.
-            near, read, clusters = near.clone(), read.clone(), clusters.clone()
-        after = RoutedCache(self.members, seen, *rings, filled, near, read, clusters)
+        after = RoutedCache(self.members, seen, *rings, filled, *latest((near, read, clusters), begin, buffer))
         leave(after, buffer)
         return after
 

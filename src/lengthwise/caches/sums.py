@@ -3,7 +3,7 @@
     C_i = C_{i−1} + s_i, from 0 at the beginning of a document
 
 Sums are added up in float64 and kept in the dtype of the keys, in as many parts as give the precision of float32 or
-better: C = C_1 + C_2 + …, each the rounding of what the parts before it leave over.
+better: C = u_1 C_1 + u_2 C_2 + …, each the rounding of what the parts before it leave over, in a unit u of its own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from lengthwise.contract import Layout
 
-PARTS = {torch.float64: 1, torch.float32: 1, torch.bfloat16: 3, torch.float16: 3}
-"""In how many numbers of a dtype a sum is kept."""
+UNITS = {torch.float64: (1,), torch.float32: (1,), torch.bfloat16: (1, 1, 1), torch.float16: (256, 1, 1)}
+"""The units of the numbers of a dtype in which a sum is kept, the last of them 1. So float16, which ends at 65504,
+holds sums up to 2²⁴."""
 
 
 def channels(heads: int, kv_heads: int, dtype: torch.dtype) -> int:
     """How many channels the sums add to each head of keys."""
-    return PARTS[dtype] * heads // kv_heads
+    return len(UNITS[dtype]) * heads // kv_heads
 
 
 def add_sums(
@@ -32,6 +33,10 @@ def add_sums(
     """New keys with their sums behind their channels. past: what the cache keeps, of which the last is the latest, or
     nothing where all begins."""
     kv_heads, head_dim = keys.shape[2:]
+    alone = steps.shape[1] == 1 and past.shape[1] > 0 and layout is None
+    if alone and past.dtype == keys.dtype == steps.dtype and UNITS[keys.dtype] == (1,):
+        # One step is added as exactly in the dtype itself.
+        return torch.cat([keys, past[:, -1:, :, head_dim:] + steps.unflatten(2, (kv_heads, -1))], dim=3)
     sums = steps.double().cumsum(1)
     before = -split_sums(past[:, -1:], head_dim, steps.shape[2])[1].double() if past.shape[1] else sums[:, :1] * 0
     if layout is not None:
@@ -41,10 +46,10 @@ def add_sums(
         before = torch.where(begin < 0, before, at_begin)
     rest = (sums - before).unflatten(2, (kv_heads, -1))
     parts = []
-    for _ in range(PARTS[keys.dtype]):
-        parts.append(rest.to(keys.dtype))
-        rest = rest - parts[-1].double()
-    return torch.cat([keys, *parts], dim=3)
+    for unit in UNITS[keys.dtype][:-1]:
+        parts.append((rest.detach() / unit).to(keys.dtype))
+        rest = rest - unit * parts[-1].double()
+    return torch.cat([keys, *parts, rest.to(keys.dtype)], dim=3)
 
 
 def split_sums(
@@ -52,4 +57,9 @@ def split_sums(
 ) -> tuple[Float[Tensor, "batch length kv_heads head_dim"], Float[Tensor, "batch length heads"]]:
     """Keys without their sums, and the sums, in float32 or wider."""
     parts = keys[..., head_dim:].unflatten(3, (-1, heads // keys.shape[2]))
-    return keys[..., :head_dim], parts.to(torch.promote_types(keys.dtype, torch.float32)).sum(3).flatten(2)
+    if parts.shape[3] == 1 and keys.dtype in (torch.float32, torch.float64):
+        return keys[..., :head_dim], parts.select(3, 0).flatten(2)
+    parts = parts.to(torch.promote_types(keys.dtype, torch.float32))
+    if keys.dtype == torch.float16 and parts.shape[3] > 1:  # one alone was cast from another dtype
+        parts = parts * parts.new_tensor(UNITS[keys.dtype])[:, None]
+    return keys[..., :head_dim], parts.sum(3).flatten(2)

@@ -18,6 +18,7 @@ class GeGLU(SwiGLU):
     SwiGLU's. Shazeer 2020, arXiv 2002.05202.
     """
 
-    def activate(self, gate: Float[Tensor, "batch length hidden"]) -> Float[Tensor, "batch length hidden"]:
-        """gelu."""
-        return functional.gelu(gate, approximate="tanh")
+    def gated(self, both: Float[Tensor, "batch length both"]) -> Float[Tensor, "batch length hidden"]:
+        """gelu(W_1 x) ⊙ W_2 x."""
+        gate, up = both.chunk(2, dim=-1)
+        return functional.gelu(gate, approximate="tanh") * up

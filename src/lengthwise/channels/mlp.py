@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from lengthwise.contract import Layout, SequenceModule, StateTree
 from lengthwise.errors import InputError, unknown
+from lengthwise.ops.initial import begin_normal
 from lengthwise.ops.squared_relu import squared_relu
 
 
@@ -57,11 +58,8 @@ class MLP(SequenceModule):
         self.activation = activation
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.down = nn.Linear(hidden, dim, bias=bias)
-        nn.init.normal_(self.up.weight, std=0.02)
-        nn.init.normal_(self.down.weight, std=0.02 / math.sqrt(depth))
-        if bias:
-            nn.init.zeros_(self.up.bias)
-            nn.init.zeros_(self.down.bias)
+        begin_normal(self.up)
+        begin_normal(self.down, std=0.02 / math.sqrt(depth))
 
     def forward(
         self,

@@ -6,12 +6,13 @@ import math
 from typing import ClassVar
 
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from lengthwise.contract import Layout, SequenceModule, StateTree
 from lengthwise.errors import InputError
+from lengthwise.ops.initial import begin_normal
 from lengthwise.ops.linear import Linear
+from lengthwise.ops.silu_gate import silu_gate
 
 
 class SwiGLU(SequenceModule):
@@ -36,11 +37,8 @@ class SwiGLU(SequenceModule):
             raise InputError(f"hidden must be at least 1, got {hidden}")
         self.gate_up = Linear(dim, 2 * hidden, bias=bias)
         self.down = Linear(hidden, dim, bias=bias)
-        nn.init.normal_(self.gate_up.weight, std=0.02)
-        nn.init.normal_(self.down.weight, std=0.02 / math.sqrt(depth))
-        if bias:
-            nn.init.zeros_(self.gate_up.bias)
-            nn.init.zeros_(self.down.bias)
+        begin_normal(self.gate_up)
+        begin_normal(self.down, std=0.02 / math.sqrt(depth))
 
     def forward(
         self,
@@ -49,12 +47,11 @@ class SwiGLU(SequenceModule):
         layout: Layout | None = None,  # noqa: ARG002
     ) -> tuple[Float[Tensor, "batch length dim"], StateTree]:
         """The output of each token; there is no state."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.activate(gate) * up), None
+        return self.down(self.gated(self.gate_up(x))), None
 
-    def activate(self, gate: Float[Tensor, "batch length hidden"]) -> Float[Tensor, "batch length hidden"]:
-        """silu."""
-        return functional.silu(gate)
+    def gated(self, both: Float[Tensor, "batch length both"]) -> Float[Tensor, "batch length hidden"]:
+        """silu(W_1 x) ⊙ W_2 x."""
+        return silu_gate(both)
 
     def state_nbytes(self, length: int) -> int:  # noqa: ARG002
         """Nothing is kept."""

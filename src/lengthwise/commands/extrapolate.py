@@ -7,14 +7,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lengthwise.comparison.runs import RESULTS, begun, carry_out, publish, rewrite
+from lengthwise.comparison.runs import RESULTS, begun, carry_out, publish, require_measured, rewrite
 from lengthwise.extrapolation.engine import Extrapolation
 from lengthwise.extrapolation.finished import finished_of, unfinished
 from lengthwise.extrapolation.plan import Plan, make_plan
 from lengthwise.extrapolation.report import as_json, extrapolation_report
+from lengthwise.models.files import write_text
 from lengthwise.options.extrapolation import ExtrapolateOptions
 from lengthwise.reports.numbers import show_count, show_length
-from lengthwise.reports.records import Results
+from lengthwise.reports.records import Results, load
 from lengthwise.reports.terminal import console as terminal
 
 RUNS = Path("extrapolate")
@@ -38,12 +39,15 @@ def extrapolate(options: ExtrapolateOptions) -> int | None:
     stopped = carry_out(
         folder,
         [plan.settings, *plan.candidates],
-        1.0,
+        None,
         console,
         lambda records, timeline: Extrapolation(plan, records, folder, timeline).run(),
         lambda results, stopped: report(results, plan, folder, console, stopped),
     )
-    return INTERRUPTED if stopped else None
+    if stopped:
+        return INTERRUPTED
+    require_measured(load(folder / RESULTS))
+    return None
 
 
 def announce(plan: Plan, console: Console) -> None:
@@ -66,11 +70,13 @@ def announce(plan: Plan, console: Console) -> None:
 def report(results: Results, plan: Plan, folder: Path, console: Console, stopped: bool) -> None:
     """The table, the recommendation and the report, of whatever was measured."""
     again = f"lengthwise extrapolate --resume --output {folder}"
-    if not results.names:
-        console.print(f"nothing was measured yet; go on with: {again}", markup=False, highlight=False, soft_wrap=True)
-        return
     missing = unfinished(results, plan)
+    if not results.names:
+        if missing:
+            said = f"nothing was measured yet; go on with: {again}"
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
+        return
     notice = f"This run is not complete: {', '.join(missing)} left. Go on with: {again}" if missing or stopped else ""
     told = extrapolation_report(results, notice)
-    (folder / NUMBERS).write_text(json.dumps(as_json(told), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / NUMBERS, json.dumps(as_json(told), indent=2, ensure_ascii=False) + "\n")
     publish(told, folder, console)

@@ -12,10 +12,10 @@ from lengthwise.commands.compare import INTERRUPTED
 from lengthwise.comparison.length_advice import length_advice, length_table, models, recommendations
 from lengthwise.comparison.length_report import length_report
 from lengthwise.comparison.length_study import LengthPlan, LengthStudy, make_length_plan, trained_at
-from lengthwise.comparison.runs import RESULTS, begun, carry_out, publish, rewrite
+from lengthwise.comparison.runs import RESULTS, begun, carry_out, publish, require_measured, rewrite
 from lengthwise.options.lengths import LengthsOptions
 from lengthwise.reports.numbers import show_count
-from lengthwise.reports.records import Record, Results, Skipped
+from lengthwise.reports.records import Record, Results, Skipped, load
 from lengthwise.reports.terminal import console as terminal
 
 RUNS = Path("lengths")
@@ -36,12 +36,15 @@ def lengths(options: LengthsOptions) -> int | None:
     stopped = carry_out(
         folder,
         [plan.settings, *plan.candidates, *(Skipped("every model", m, None, why) for m, why in plan.text.left_out)],
-        1.0,
+        None,
         console,
         lambda records, timeline: LengthStudy(plan, records, folder, timeline).run(),
         lambda results, _: report(results, plan, folder, console),
     )
-    return INTERRUPTED if stopped else None
+    if stopped:
+        return INTERRUPTED
+    require_measured(load(folder / RESULTS))
+    return None
 
 
 def finished_of(results: Results, plan: LengthPlan) -> list[Record]:
@@ -72,11 +75,14 @@ def announce(plan: LengthPlan, console: Console) -> None:
 def report(results: Results, plan: LengthPlan, folder: Path, console: Console) -> None:
     """The table, the recommendation and the report, of whatever was measured."""
     again = f"lengthwise lengths --resume --output {folder}"
+    missing = unfinished(results, plan)
     if not results.names:
-        console.print(f"nothing was measured yet; go on with: {again}", markup=False, highlight=False, soft_wrap=True)
+        if missing:
+            said = f"nothing was measured yet; go on with: {again}"
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
         return
     notice = ""
-    if missing := unfinished(results, plan):
+    if missing:
         notice = f"This run is not complete: {', '.join(missing)} not measured. Go on with: {again}"
     publish(length_report(results, length_advice(results, plan.options.tolerance), notice), folder, console)
     if plan.options.json:

@@ -143,7 +143,7 @@ def evaluate(options: EvaluateOptions) -> int:
         )
     if options.held_out:
         corpus = corpus.split()[1]
-    length = options.length or trained_length(folder) or LENGTH
+    length = (trained_length(folder) or LENGTH) if options.length is None else options.length
     corpus.require(length)
     windows = corpus.windows(max(1, options.max_tokens // length), length)
     with Bar(f"reading {len(windows)} contexts of {length}", len(windows), unit="context") as bar:

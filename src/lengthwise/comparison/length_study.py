@@ -14,6 +14,7 @@ import torch
 
 from lengthwise.comparison.candidates import Contender, contenders
 from lengthwise.comparison.length_scoring import LengthText, length_text, score_length
+from lengthwise.comparison.plan import check_seeds
 from lengthwise.comparison.progress import Timeline
 from lengthwise.comparison.shares import Progress, Share, train, warm_up
 from lengthwise.comparison.width import parameters, solve_all
@@ -33,8 +34,8 @@ from lengthwise.training.lengths import Arrangement, arrange, window_batches
 SHORTEST = 16
 """The least length: half of a window is context, and half is scored."""
 
-TOKENS = "1M"
-"""The budget of a run where none is given."""
+TOKENS = "500k"
+"""The budget of a run where none is given, by which the default study ends within about four minutes."""
 
 OPTIMISER = 1.15
 """A whole update over its forward and backward pass, about."""
@@ -78,9 +79,7 @@ class LengthPlan:
             "scored_tokens_of_a_passage": self.text.target,
             "left_out": list(self.train.notes[:20]),
         }
-        budget = (
-            f"{show_seconds(self.seconds)} of training" if self.seconds else f"{self.options.tokens or TOKENS} tokens"
-        )
+        budget = f"{show_seconds(self.seconds)} of training" if self.seconds else f"{self.options.tokens} tokens"
         recipe = {
             "optimiser": "AdamW, betas 0.9 and 0.95, weight decay 0.1 on matrices, gradient norm clipped to 1",
             "schedule": "linear warm-up over 5 % of the budget, cosine to a tenth",
@@ -116,10 +115,12 @@ def predicted(at: Arrangement) -> int:
 def make_length_plan(options: LengthsOptions) -> LengthPlan:
     """Check the options, read the data, solve the widths and let every model read once, as when it is scored.
 
-    Raises InputError for whatever can't work.
+    The plan's options hold the budget that these leave open. Raises InputError for whatever can't work.
     """
     check_options(options)
     seconds = parse_duration(options.seconds) if options.seconds else None
+    if seconds is None:
+        options = replace(options, tokens=options.tokens or TOKENS)
     budget = ENDLESS if seconds else parse_count(options.tokens or TOKENS)
     mode = f"equal_{options.mode}_per_update"
     per_update = options.update_tokens if options.mode == "tokens" else options.update_windows
@@ -155,8 +156,7 @@ def check_options(options: LengthsOptions) -> None:
         raise InputError(f"--tolerance must be at least 0, got {options.tolerance}")
     if not options.learning_rate > 0:
         raise InputError(f"--learning-rate must be greater than 0, got {options.learning_rate}")
-    if not options.seeds or len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
-        raise InputError(f"--seeds must be different numbers from 0 on, got {list(options.seeds)}")
+    check_seeds(options.seeds)
     build_position(options.position, 64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lengthwise.comparison.candidates import contenders
@@ -96,11 +97,16 @@ def check_sizes(options: CompareOptions) -> None:
         raise InputError(f"--batch must be at least 1, got {options.batch}")
     if not options.learning_rate > 0:
         raise InputError(f"--learning-rate must be greater than 0, got {options.learning_rate}")
-    if not options.seeds or len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
-        raise InputError(f"--seeds must be different numbers from 0 on, got {list(options.seeds)}")
+    check_seeds(options.seeds)
     if min(options.decode_lengths, default=1) < 1:
         raise InputError(f"--decode-lengths must be at least 1, got {min(options.decode_lengths)}")
     build_position(options.position, 64)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise InputError unless there are seeds, each once, that every generator takes."""
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**63:
+        raise InputError(f"--seeds must be different numbers from 0 on, below 2^63, got {list(seeds)}")
 
 
 def remaining(results: Results, plan: Plan) -> list[tuple[Candidate, int]]:

@@ -8,11 +8,18 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+SETTLED = 10.0
+"""Seconds after which the time left follows what the run has taken rather than what was planned."""
+
 
 class Timeline:
-    """A bar over the planned seconds of a run. Each phase moves it from where it begins by its planned seconds."""
+    """A bar over the planned seconds of a run. Each phase moves it from where it begins by its planned seconds.
 
-    def __init__(self, console: Console, planned: float):
+    planned: None where it isn't known yet. The time that is left is what was planned for it, at the pace of the run so
+    far: plans are made from a few steps, and a machine has other work too.
+    """
+
+    def __init__(self, console: Console, planned: float | None):
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
         self.progress = Progress(*columns, console=console, transient=True)
         self.task = self.progress.add_task("starting", total=planned, left="")
@@ -49,8 +56,16 @@ class Timeline:
         else:
             seconds = fraction * self.phase
         at = self.done + seconds
-        minutes, rest = divmod(round(max(0.0, self.planned - at)), 60)
-        self.progress.update(self.task, description=text, completed=at, left=f"about {minutes}:{rest:02d} left")
+        self.progress.update(self.task, description=text, completed=at, left=self.left(at))
+
+    def left(self, at: float) -> str:
+        """The time left in words, after so many of the planned seconds; nothing where they aren't known."""
+        if self.planned is None:
+            return ""
+        passed = time.perf_counter() - self.began
+        pace = passed / at if min(passed, at) > SETTLED else 1.0
+        minutes, rest = divmod(round(max(0.0, self.planned - at) * pace), 60)
+        return f"about {minutes}:{rest:02d} left"
 
     def say(self, text: str) -> None:
         """A line that stays."""

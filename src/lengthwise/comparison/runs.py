@@ -17,6 +17,7 @@ from lengthwise.reports.page import write_report
 from lengthwise.reports.records import Record, RecordFile, Results, load, to_json
 from lengthwise.reports.report import Report
 from lengthwise.reports.tables import print_summary
+from lengthwise.training.failure import Diverged
 
 RESULTS, REPORT = "results.jsonl", "report.html"
 
@@ -68,7 +69,7 @@ def rewrite(path: Path, records: Iterable[Record]) -> None:
 def carry_out(
     folder: Path,
     opening: Iterable[Record],
-    planned: float,
+    planned: float | None,
     console: Console,
     work: Callable[[RecordFile, Timeline], None],
     report: Callable[[Results, bool], None],
@@ -76,7 +77,8 @@ def carry_out(
     """Do `work`, whose results go to the folder, and `report` what there is, however it ends. True where Ctrl-C
     stopped it.
 
-    opening: what the results of a new run begin with. planned: the seconds that it should take.
+    opening: what the results of a new run begin with. planned: the seconds that it should take, or None where the work
+    finds out.
     """
     path, stopped = folder / RESULTS, False
     with RecordFile(path, load(path) if path.exists() else None) as records:
@@ -91,6 +93,13 @@ def carry_out(
         finally:
             report(records.results, stopped)
     return stopped
+
+
+def require_measured(results: Results) -> None:
+    """Raise Diverged where a run that has ended has nothing to report, with the first reason."""
+    reasons = [f"{s.candidate}: {s.reason}" for s in results.skipped if s.candidate in results.candidates]
+    if reasons and not results.names:
+        raise Diverged(f"nothing could be measured; {reasons[0]}")
 
 
 def publish(report: Report, folder: Path, console: Console) -> None:

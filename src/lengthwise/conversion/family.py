@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 
 from lengthwise.contract import SequenceModule
 from lengthwise.errors import InputError, unknown
-from lengthwise.models.saving import load_weights, own_tensors, require_fitting
+from lengthwise.models.saving import load_weights, own_tensors, require_described
 
 LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 """The settings that say how many layers there are, each of which has weights."""
@@ -98,17 +97,12 @@ class Family:
     def load(self, settings: Mapping[str, Any], source: str, tensors: Mapping[str, Tensor], place: Path) -> nn.Module:
         """The model that the settings describe with weights of transformers. `source` and `place` name both in errors.
 
-        It is made without memory first, so that sizes of which there are no weights are an error and need none.
+        Raises InputError for sizes of which there are no weights, before they need memory.
         """
         for name in LAYERS:
             if isinstance(settings.get(name), int) and settings[name] > len(tensors):
                 raise InputError(f"{source} has {name} = {settings[name]}, and {place} only {len(tensors)} tensors")
-        try:
-            with torch.device("meta"):
-                twin = self.build(settings, source)
-        except RuntimeError as error:  # a tensor that no machine could hold
-            raise InputError(f"{source} describes a model of impossible sizes ({error})") from None
-        require_fitting(twin, self.read(twin, tensors), place)
+        require_described(lambda: self.build(settings, source), tensors, source, place, self.read)
         model = self.build(settings, source)
         load_weights(model, self.read(model, tensors), place)
         return model
@@ -149,6 +143,27 @@ class Reader:
         if not isinstance(value, bool):
             raise InputError(f"{name} must be true or false; {self.source} has {value!r}")
         return value
+
+
+def join_rows(tensors: Mapping[str, Tensor], parts: tuple[str, str], whole: str) -> dict[str, Tensor]:
+    """The tensors, those whose names have `parts` joined in one of the name with `whole`, the first's rows first."""
+    joined = dict(tensors)
+    for name in tensors:
+        other = name.replace(*parts)
+        if parts[0] in name and other in joined and tensors[name].shape[1:] == tensors[other].shape[1:]:
+            joined[name.replace(parts[0], whole)] = cat((joined.pop(name), joined.pop(other)))
+    return joined
+
+
+def part_rows(
+    tensors: Mapping[str, Tensor], names: Iterable[str], parts: tuple[str, str], whole: str
+) -> dict[str, Tensor]:
+    """The tensors, the rows of each of `names` halved in two of the names with `parts` in the place of `whole`."""
+    parted = dict(tensors)
+    for name in names:
+        halves = zip(parts, parted.pop(name).chunk(2), strict=True)
+        parted |= {name.replace(whole, part): half for part, half in halves}
+    return parted
 
 
 def dtype_name(model: nn.Module) -> str:

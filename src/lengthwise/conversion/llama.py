@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, cat, nn, zeros_like
+from torch import Tensor, nn, zeros_like
 
 from lengthwise.channels.swiglu import SwiGLU
-from lengthwise.conversion.family import Family, Reader, arguments
+from lengthwise.conversion.family import Family, Reader, arguments, join_rows, part_rows
 from lengthwise.errors import InputError, unknown
 from lengthwise.mixers.attention import Attention
 from lengthwise.models.language_model import LanguageModel
@@ -17,6 +17,8 @@ from lengthwise.positions.rope import RoPE
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 """The linear maps of attention, by the names that both sides have for them."""
+
+GATED, JOINED = (".gate_proj.", ".up_proj."), ".gate_up_proj."
 
 
 class LlamaFamily(Family):
@@ -98,21 +100,13 @@ class LlamaFamily(Family):
 
     def read(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of transformers by our names, the gate's and the others' rows in one matrix."""
-        joined = dict(tensors)
-        for name in tensors:
-            other = name.replace(".gate_proj.", ".up_proj.")
-            if ".gate_proj." in name and other in joined and tensors[name].shape[1:] == tensors[other].shape[1:]:
-                rows = joined.pop(name), joined.pop(other)
-                joined[name.replace(".gate_proj.", ".gate_up_proj.")] = cat(rows)
+        joined = join_rows(tensors, GATED, JOINED)
         return super().read(model, {name: t for name, t in joined.items() if not name.endswith("rotary_emb.inv_freq")})
 
     def write(self, model: nn.Module) -> dict[str, Tensor]:
         """The weights by transformers' names, each once."""
         tensors = super().write(model)
-        for name in [name for name in tensors if ".gate_up_proj." in name]:
-            gate, up = tensors.pop(name).chunk(2)
-            tensors[name.replace("gate_up", "gate")], tensors[name.replace("gate_up", "up")] = gate, up
-        return tensors
+        return part_rows(tensors, (name for name in tensors if JOINED in name), GATED, JOINED)
 
 
 class MistralFamily(LlamaFamily):

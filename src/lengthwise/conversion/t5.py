@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
 from lengthwise.channels.geglu import GeGLU
 from lengthwise.channels.mlp import MLP
 from lengthwise.channels.swiglu import SwiGLU
-from lengthwise.conversion.family import Family, Reader
+from lengthwise.conversion.family import Family, Reader, join_rows, part_rows
 from lengthwise.errors import InputError, unknown
 from lengthwise.mixers.attention import Attention
 from lengthwise.mixers.cross_attention import CrossAttention
@@ -29,7 +29,7 @@ FEED_FORWARD = {
 """What a layer's channels are, by transformers' feed_forward_proj."""
 
 PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o"}
-GATED, JOINED = ("wi_0.weight", "wi_1.weight"), "wi.weight"
+GATED, JOINED = (".wi_0.", ".wi_1."), ".wi."
 HEAD, EMBEDDING, LAST_NORM = "lm_head.weight", "shared.weight", "decoder.norm.weight"
 
 
@@ -123,12 +123,7 @@ class T5Family(Family):
     def read(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of transformers by our names."""
         kept = {name: tensor for name, tensor in tensors.items() if name not in self.surplus}
-        for name in [name for name in kept if name.endswith(GATED[0])]:
-            stem = name.removesuffix(GATED[0])
-            both = [kept[stem + gated] for gated in GATED if stem + gated in kept]
-            if len({part.shape[1:] for part in both}) == 1 < len(both):
-                kept[stem + JOINED] = cat(both)
-                kept = {name: t for name, t in kept.items() if name not in (stem + GATED[0], stem + GATED[1])}
+        kept = join_rows(kept, GATED, JOINED)
         if isinstance(model, Encoder):
             return super().read(model, {name: t for name, t in kept.items() if not name.startswith(("decoder.", HEAD))})
         head = kept.pop(HEAD, kept.get(EMBEDDING))
@@ -145,10 +140,9 @@ class T5Family(Family):
     def write(self, model: nn.Module) -> dict[str, Tensor]:
         """The weights by transformers' names, each once."""
         tensors = super().write(model)
-        for name in [name for name in tensors if name.endswith(f".{JOINED}")]:
-            if len(tensors[name]) == 2 * tensors[name.replace("wi.", "wo.")].shape[1]:
-                stem, halves = name.removesuffix(JOINED), tensors.pop(name).chunk(2)
-                tensors |= {stem + gated: half.contiguous() for gated, half in zip(GATED, halves, strict=True)}
+        inside = [name for name in tensors if JOINED in name]
+        gated = [name for name in inside if len(tensors[name]) == 2 * tensors[name.replace(JOINED, ".wo.")].shape[1]]
+        tensors = part_rows(tensors, gated, GATED, JOINED)
         if isinstance(model, EncoderDecoder) and model.config["tie"]:
             name = "decoder.final_layer_norm.weight"
             tensors[name] = tensors[name] * math.sqrt(model.dim)

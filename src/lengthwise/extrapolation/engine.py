@@ -13,7 +13,7 @@ from lengthwise.comparison.progress import Timeline
 from lengthwise.comparison.shares import Batches, Progress, Share, train, warm_up
 from lengthwise.conversion import load
 from lengthwise.errors import InputError
-from lengthwise.extrapolation.finished import MEASURED, TRAINED
+from lengthwise.extrapolation.finished import MEASURED, TRAINED, failed
 from lengthwise.extrapolation.keys import with_keys
 from lengthwise.extrapolation.plan import Plan
 from lengthwise.extrapolation.scoring import measure
@@ -87,8 +87,7 @@ class Extrapolation:
             return load(subject.checkpoint)
         if self.untrained(subject, seed):
             return self.train(subject, seed, step)
-        place = self.place(subject, seed)
-        return load(place) if place.exists() else None
+        return None if failed(self.records.results, subject.name, seed) else load(self.place(subject, seed))
 
     def fresh(self, subject: Subject, seed: int) -> LanguageModel:
         """A model before training. Parameters of its position don't shift the draws of what all models share."""
@@ -154,9 +153,10 @@ class Extrapolation:
             if isinstance(record, Measurement) and record.measure == "bits_at_length" and record.at is not None:
                 ends[record.at] = record.value
         self.records.write(Finished(series.name, seed, MEASURED))
-        said = ", ".join(f"{show_bits(ends[at])} at {show_length(at)}" for at in sorted({min(ends), max(ends)}))
+        shown = sorted({min(ends), max(ends)}) if ends else []
+        said = ", ".join(f"{show_bits(ends[at])} at {show_length(at)}" for at in shown)
         several = f", seed {seed}" if len(self.options.seeds) > 1 else ""
-        self.timeline.say(f"{series.name}{several}: {said} bits per byte")
+        self.timeline.say(f"{series.name}{several}: {said + ' bits per byte' if said else 'its losses are no numbers'}")
 
     def place(self, subject: Subject, seed: int) -> Path:
         """The folder of a trained model."""

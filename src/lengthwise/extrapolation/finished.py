@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lengthwise.extrapolation.plan import Plan
+from lengthwise.extrapolation.series import Series
 from lengthwise.reports.records import Finished, Record, Results
 
 TRAINED, MEASURED = "training", "measuring"
@@ -10,9 +11,21 @@ TRAINED, MEASURED = "training", "measuring"
 
 
 def unfinished(results: Results, plan: Plan) -> list[str]:
-    """The series that haven't been measured with every seed."""
-    wanted = [(c.name, seed) for c in plan.candidates for seed in plan.options.seeds]
-    return list(dict.fromkeys(name for name, seed in wanted if Finished(name, seed, MEASURED) not in results.finished))
+    """The series that haven't been measured with every seed, but for those of models whose training failed."""
+    wanted = [(s.name, how, seed) for s in plan.subjects for how in s.scalings for seed in plan.options.seeds]
+    left = [
+        Series(model, how).name
+        for model, how, seed in wanted
+        if Finished(Series(model, how).name, seed, MEASURED) not in results.finished
+        and not failed(results, model, seed)
+    ]
+    return list(dict.fromkeys(left))
+
+
+def failed(results: Results, model: str, seed: int) -> bool:
+    """Whether a model's training with a seed ended without a model."""
+    trained = any(m.measure == "train_rate" and (m.candidate, m.seed) == (model, seed) for m in results.measurements)
+    return Finished(model, seed, TRAINED) in results.finished and not trained
 
 
 def finished_of(results: Results, plan: Plan) -> list[Record]:

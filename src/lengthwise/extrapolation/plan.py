@@ -6,10 +6,12 @@ import dataclasses
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxtyping import Int
 from torch import Tensor
 
+from lengthwise.comparison.plan import check_seeds
 from lengthwise.errors import InputError
 from lengthwise.extrapolation.scoring import Grid, held_out_windows
 from lengthwise.extrapolation.series import Series
@@ -130,11 +132,11 @@ def check_options(options: ExtrapolateOptions) -> None:
         raise InputError(f"--keys is a share of the rows, from 0 to 1, got {options.keys}")
     if not options.times or min(options.times) < 1:
         raise InputError(f"--times must be whole multiples from 1 on, got {list(options.times)}")
-    different("seeds", options.seeds)
-    if not options.checkpoints:
+    check_seeds(options.seeds)
+    if options.checkpoints:
+        different("checkpoints", [str(Path(path).resolve()) for path in options.checkpoints])
+    else:
         different("positions", options.positions)
-    if min(options.seeds) < 0:
-        raise InputError(f"--seeds must be numbers from 0 on, got {list(options.seeds)}")
     if options.checkpoints and len(options.seeds) > 1:
         raise InputError("checkpoints are trained already: they are measured once, without --seeds")
 

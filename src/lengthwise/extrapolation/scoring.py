@@ -105,7 +105,7 @@ def measure(
 
     Windows of all lengths end at the same bytes. Recall: the share of keys that are named (`keys`), or the bits per
     byte that a passage needs less when it was there before. A scaling is set anew for each length. Lengths beyond the
-    end of the model's positions are skipped with the reason.
+    end of the model's positions are skipped with the reason, and so are those at which its losses aren't finite.
     """
     model.eval()
     end, done = end_of(model), 0
@@ -117,22 +117,33 @@ def measure(
             yield Skipped(name, measured, at, f"its positions end at {end}")
             continue
         with stretched(model, scaling, grid.trained, at):
-            if kind != "bits":
-                scores = probe(model, windows, at, grid)
-                if scores is not None:
-                    yield measurement(name, seed, kind, at, scores)
-                told(done / grid.tokens)
-                continue
-            bits = in_parts(lambda rows: token_losses(model, rows), windows[:, -(at + 1) :]).double() / math.log(2)
-        yield measurement(name, seed, measured, at, bits[:, -grid.last :].mean(1))
-        for begin, stop in grid.ranges(at):
-            yield measurement(name, seed, within(at), stop, bits[:, begin:stop].mean(1))
+            found = byte_losses(model, windows, at, grid) if kind == "bits" else probe(model, windows, at, grid)
         told(done / grid.tokens)
+        if found is None:
+            continue
+        if not found.isfinite().all():
+            yield Skipped(name, measured, at, "its losses are no finite numbers there")
+        elif kind != "bits":
+            yield measurement(name, seed, measured, at, found)
+        else:
+            yield measurement(name, seed, measured, at, found[:, -grid.last :].mean(1))
+            for begin, stop in grid.ranges(at):
+                yield measurement(name, seed, within(at), stop, found[:, begin:stop].mean(1))
 
 
 def within(length: int) -> str:
     """The name of the measure of bits per byte against position in windows of one length."""
     return f"bits_at_position@{length}"
+
+
+def byte_losses(
+    model: nn.Module,
+    windows: Int[Tensor, "windows n"],
+    span: int,
+    grid: Grid,  # noqa: ARG001
+) -> Float[Tensor, "windows span"]:
+    """Bits that each of the last `span` bytes takes."""
+    return in_parts(lambda rows: token_losses(model, rows), windows[:, -(span + 1) :]).double() / math.log(2)
 
 
 def key_recall(
@@ -141,10 +152,12 @@ def key_recall(
     span: int,
     grid: Grid,  # noqa: ARG001
 ) -> Float[Tensor, " windows"]:
-    """1 where the key at the beginning of the span is the likeliest of all keys at its end, else 0."""
+    """1 where the key at the beginning of the span is the likeliest of all keys at its end, else 0; NaN where the model
+    gives no finite numbers."""
     text, keys = questions(windows, span)
-    answers = in_parts(lambda rows: model(rows)[0][:, -1, KEYS.start : KEYS.stop].argmax(1), text)
-    return (answers + KEYS.start == keys).double()
+    logits = in_parts(lambda rows: model(rows)[0][:, -1, KEYS.start : KEYS.stop], text)
+    named = (logits.argmax(1) + KEYS.start == keys).double()
+    return named.masked_fill(~logits.isfinite().all(1), torch.nan)
 
 
 def copy_recall(

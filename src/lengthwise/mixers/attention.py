@@ -56,6 +56,8 @@ class Attention(SequenceModule):
     """
 
     inherits: ClassVar[tuple[str, ...]] = ("causal", "position", "depth")
+    sharpens: ClassVar[bool] = True
+    """Whether it divides its logits by `temperature`."""
 
     def __init__(
         self,
@@ -110,15 +112,15 @@ class Attention(SequenceModule):
     ) -> tuple[Float[Tensor, "batch length dim"], AttentionCache | None]:
         """Every token's output, and the cache after them, which is None where attention isn't causal."""
         q, k, v = self.project(x)
-        begun = state if self.causal else None
-        cache = self.empty(k, v) if begun is None else begun
+        begun, position = state if self.causal else None, self.position
+        cache, hooks = self.empty(k, v) if begun is None else begun, () if position is None else position.hooks
         factor = 1.0
-        if self.temperature is not None or (self.position is not None and self.position.has("rotate")):
+        if self.temperature is not None or "rotate" in hooks:
             places = cache.places(x.shape[1], layout)
-            q, k = (q, k) if self.position is None else self.position.rotate(q, k, places, places)
+            q, k = (q, k) if position is None else position.rotate(q, k, places, places)
             q, factor = self.sharpened(q, places)
-        if self.position is not None and self.position.has("steps"):
-            k = add_sums(k, self.position.steps(x, self.heads), cache.keys, layout)
+        if position is not None and "steps" in hooks:
+            k = add_sums(k, position.steps(x, self.heads), cache.keys, layout)
             cache = self.empty(k, v) if begun is None else begun
         after: AttentionCache
         if isinstance(cache, SelectiveCache):
@@ -127,10 +129,11 @@ class Attention(SequenceModule):
             context, after = cache.extend(k, v, layout)
         documents = context.documents
         keys, bias = self.keys_and_bias(context, x.shape[1])
+        k, v = (t if t.dtype == q.dtype else t.to(q.dtype) for t in (keys, context.values))
         o = self.attend(
             q,
-            keys.to(q.dtype),
-            context.values.to(q.dtype),
+            k,
+            v,
             pattern=self.pattern,
             bias=bias if bias is None or factor == 1 else bias.scaled(factor),
             scale=(self.head_dim**-0.5 if self.scale is None else self.scale) * factor,
@@ -153,8 +156,9 @@ class Attention(SequenceModule):
     ]:
         """q, k and v."""
         q, k, v = together(x, (self.q_proj, self.k_proj, self.v_proj))
-        shared = (self.kv_heads, self.head_dim)
-        return q.unflatten(-1, (self.heads, self.head_dim)), k.unflatten(-1, shared), v.unflatten(-1, shared)
+        batch, length, _ = x.shape
+        shared = (batch, length, self.kv_heads, self.head_dim)
+        return q.view(batch, length, self.heads, self.head_dim), k.view(shared), v.view(shared)
 
     def empty(self, k: Tensor, v: Tensor) -> AttentionCache:
         """The cache before the first token."""
@@ -184,11 +188,15 @@ class Attention(SequenceModule):
         if encoding.has("steps"):
             keys, of_keys = split_sums(keys, self.head_dim, self.heads)
             sums = of_keys[:, of_keys.shape[1] - count :], of_keys
-        places = context.positions
+        places, length = context.positions, keys.shape[1]
         # By distance one count does for all rows, whatever documents are packed there.
-        if places is None or (encoding.by_distance and context.consecutive):
-            places = torch.arange(keys.shape[1], device=keys.device)[None]
-        added = encoding.bias(places[:, places.shape[1] - count :], places, self.heads, sums)
+        counted = places is None or (encoding.by_distance and context.consecutive)
+        if counted and count == 1:
+            added = encoding.last_bias(length, self.heads, keys.device, sums)
+        else:
+            if places is None or counted:
+                places = torch.arange(length, device=keys.device)[None]
+            added = encoding.bias(places[:, length - count :], places, self.heads, sums)
         if added is None:
             raise InputError(f"{type(encoding).__name__} names the hook 'bias' and gives none")
         return keys, added

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +29,8 @@ class ChunkedAttention(Attention):
     Qiu et al. 2019, arXiv 1911.02972, with one block a query. Raises InputError for a chunk below 1, heads that don't
     divide, and positions that narrow who is seen.
     """
+
+    sharpens: ClassVar[bool] = False
 
     chunk: int
 

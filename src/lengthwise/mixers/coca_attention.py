@@ -11,7 +11,8 @@ from torch import Tensor
 from lengthwise.errors import unknown
 from lengthwise.mixers.attention import Attention
 from lengthwise.ops.pattern import Pattern
-from lengthwise.positions.rope import RoPE, apply
+from lengthwise.ops.rotation import rotate
+from lengthwise.positions.rope import RoPE
 from lengthwise.positions.temperature import Temperature
 
 FORMS = ("exact", "released")
@@ -52,7 +53,8 @@ class Collinear(RoPE):
         of_keys = of_queries if k_positions is q_positions else self.turn(k_positions, k.shape[-1], k.dtype)
         t = torch.stack(k.chunk(2, dim=-1)).mean(0).relu()
         if self.form == "released":
-            return q * apply(q, *of_queries, self.layout), apply(torch.cat([t, t], -1), *of_keys, self.layout)
+            turned = rotate([q], *of_queries, self.layout)[0], rotate([torch.cat([t, t], -1)], *of_keys, self.layout)[0]
+            return q * turned[0], turned[1]
         rho = torch.stack(q.chunk(2, dim=-1)).square().sum(0)
         return along(rho, *of_queries), along(t, *of_keys)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from lengthwise.errors import InputError, unknown
 from lengthwise.mixers.attention import Attention
 from lengthwise.ops.combiner import BOTH_WAYS, FORMS
 from lengthwise.ops.combiner_both_ways import fixed_both_ways, mixture_both_ways
+from lengthwise.ops.initial import begin_normal
 from lengthwise.positions.position import Position
 
 SEGMENT = 128
@@ -51,6 +54,8 @@ class Combiner(Attention):
     forms that are causal and shouldn't be, and positions that change the logits.
     """
 
+    sharpens: ClassVar[bool] = False
+
     def __init__(
         self,
         dim: int,
@@ -74,10 +79,7 @@ class Combiner(Attention):
             inner = self.heads * self.head_dim
             self.summary_in, self.summary_norm = nn.Linear(inner, dim, bias=bias), nn.LayerNorm(dim)
             self.summary_out = nn.Linear(dim, inner, bias=bias)
-            for layer in (self.summary_in, self.summary_out):
-                nn.init.normal_(layer.weight, std=0.02)
-                if bias:
-                    nn.init.zeros_(layer.bias)
+            begin_normal(self.summary_in, self.summary_out)
 
     def forward(  # type: ignore[override]
         self,

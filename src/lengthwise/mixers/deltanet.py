@@ -14,6 +14,7 @@ from lengthwise.errors import InputError
 from lengthwise.mixers.heads import check_heads
 from lengthwise.ops.chunks import state_dtype
 from lengthwise.ops.delta_rule import CHUNK, delta_rule
+from lengthwise.ops.initial import begin_normal
 from lengthwise.ops.short_convolution import short_convolution
 
 Heads = Float[Tensor, "batch length heads head_dim"]
@@ -70,9 +71,7 @@ class DeltaNet(SequenceModule):
         self.g_proj = nn.Linear(dim, dim, bias=False) if gate else None
         self.conv1d = nn.Conv1d(3 * dim, 3 * dim, convolution, groups=3 * dim, bias=False)
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
+        begin_normal(*(module for module in self.modules() if isinstance(module, nn.Linear)))
 
     def forward(
         self,

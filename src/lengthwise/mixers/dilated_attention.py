@@ -45,6 +45,8 @@ class DilatedAttention(Attention):
     Ding et al. 2023, arXiv 2307.02486. Raises InputError for branches and names that don't fit.
     """
 
+    sharpens: ClassVar[bool] = False
+
     breaks: ClassVar[dict[str, str]] = {
         "gradients": "the weights of the branches are constants to the backward pass, as in the authors' code; with"
         " weights=differentiable the law holds"

@@ -7,8 +7,10 @@ from lengthwise.errors import InputError
 
 def default_heads(dim: int, head_dim: int = 64) -> int:
     """The number of heads that divides `dim` into heads of an even width nearest to `head_dim`."""
-    even = [heads for heads in range(1, dim + 1) if dim % heads == 0 and (dim // heads) % 2 == 0]
-    return min(even or [1], key=lambda heads: abs(dim // heads - head_dim))
+    if dim % 2:
+        return 1
+    near = (width for away in range(head_dim + 1) for width in (head_dim + away, head_dim - away))
+    return dim // next(width for width in near if width > 0 and width % 2 == 0 and dim % width == 0)
 
 
 def check_heads(dim: int, heads: int | None, kv_heads: int | None = None) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from lengthwise.caches.history import History
 from lengthwise.contract import Layout, SequenceModule, State
 from lengthwise.errors import InputError
 from lengthwise.ops.fused import work_dtype
+from lengthwise.ops.initial import begin_normal
 from lengthwise.ops.long_convolution import long_convolution
 from lengthwise.ops.short_convolution import short_convolution
 
@@ -51,10 +52,7 @@ class ImplicitFilter(nn.Module):
         layers[-1].register_parameter("bias", None)
         self.layers = nn.ModuleList(layers)
         self.frequency = nn.Parameter(torch.full((hidden,), float(frequency)))
-        for layer in layers:
-            nn.init.normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        begin_normal(*layers)
         for parameter in self.parameters():
             parameter.no_weight_decay = True  # type: ignore[attr-defined]
 
@@ -149,9 +147,8 @@ class Hyena(SequenceModule):
         )
         self.beta = nn.Parameter(torch.randn((order - 1) * dim))
         self.out_proj = nn.Linear(dim, dim)
-        for layer, std in ((self.in_proj, 0.02), (self.out_proj, 0.02 / math.sqrt(depth))):
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
+        begin_normal(self.in_proj)
+        begin_normal(self.out_proj, std=0.02 / math.sqrt(depth))
         self._made_from: list[Tensor] = []
         self._made: dict[int, Tensor] = {}
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lengthwise.contract import Layout, StateTree
@@ -16,12 +15,9 @@ from lengthwise.errors import InputError
 from lengthwise.mixers.attention import Attention
 from lengthwise.ops.attention import attention
 from lengthwise.ops.dense_attention import dense
-from lengthwise.ops.pattern import Pattern
+from lengthwise.ops.document_rows import as_rows, put_back
 from lengthwise.ops.patterns import dilated, global_tokens, keys_at
 from lengthwise.positions.position import Position
-
-Place = tuple[int, int]
-"""The row of a document, and the index at which it begins."""
 
 
 class Longformer(Attention):
@@ -43,6 +39,8 @@ class Longformer(Attention):
     State: none; causal, `WindowedCache`. Raises InputError for heads that don't divide, a window of less than one
     token, and global tokens in a causal model.
     """
+
+    sharpens: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -104,27 +102,27 @@ class Longformer(Attention):
             if layout is not None and layout.marked is not None and layout.marked.any():
                 raise InputError("global tokens see ahead, which a causal model can't, but the layout marks some")
             return super().forward(x, state, layout)
-        q, k, v = self._turned(self.project(x), layout)
-        groups = list(self._groups(x, layout))
-        wide = None
-        if any(marks for marks, _, _ in groups):
-            wide = self._turned((self._global(x, "q"), self._global(x, "k"), self._global(x, "v")), layout)
-        o = torch.zeros_like(q) if layout is not None else None
-        for marks, length, places in groups:
-            index = None if o is None else _index(places, length, x.device)
-            part = self._attend(marks, *(_taken(t, index) for t in (q, k, v)))
-            if marks and wide is not None:
-                at = torch.tensor(marks, device=x.device)
-                seeing, keys, values = (_taken(t, index) for t in wide)
-                part = part.index_copy(1, at, dense(seeing[:, at], keys, values).to(part.dtype))
-            o = part if o is None or index is None else o.index_put(index, part.to(o.dtype))
-        assert o is not None
+        tensors = list(self._turned(self.project(x), layout))
+        groups, order = self._groups(x, layout)
+        if any(marks for marks, _ in groups):
+            tensors += self._turned((self._global(x, "q"), self._global(x, "k"), self._global(x, "v")), layout)
+        if order is None:
+            o = self._attend(groups[0][0], *tensors)
+        else:
+            parts = zip(*(as_rows(t, order, [size for _, size in groups]) for t in tensors), strict=True)
+            outputs = [self._attend(marks, *given) for (marks, _), given in zip(groups, parts, strict=True)]
+            o = put_back([tensors[0][:0], *outputs], order, x.shape[:2])
         return self.o_proj(o.flatten(2)), None
 
-    def _attend(self, marks: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of documents of equal length with the same global tokens, each a row."""
-        pattern: Pattern = self.near | keys_at(*marks) if marks else self.near
-        return attention(q, k, v, pattern=pattern)
+    def _attend(self, marks: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, *wide: Tensor) -> Tensor:
+        """Attention of documents of equal length with the same global tokens, each a row. wide: q', k' and v', where
+        some have any."""
+        o = attention(q, k, v, pattern=self.near | keys_at(*marks) if marks else self.near)
+        if not marks:
+            return o
+        at = torch.tensor(marks, device=q.device)
+        seeing, keys, values = wide
+        return o.index_copy(1, at, dense(seeing[:, at], keys, values).to(o.dtype))
 
     def _global(self, x: Tensor, name: str) -> Tensor:
         """The second q, k or v."""
@@ -139,33 +137,21 @@ class Longformer(Attention):
         places = torch.arange(q.shape[1], device=q.device)[None] if layout is None else layout.positions
         return *self.position.rotate(q, k, places, places), v
 
-    def _groups(self, x: Tensor, layout: Layout | None) -> Iterator[tuple[tuple[int, ...], int, list[Place]]]:
-        """The documents that have equal lengths and the same global tokens: those tokens, the length, and where the
-        documents are."""
-        first = tuple(range(min(self.globals, x.shape[1])))
+    def _groups(
+        self, x: Tensor, layout: Layout | None
+    ) -> tuple[list[tuple[tuple[int, ...], tuple[int, int]]], Int[Tensor, " tokens"] | None]:
+        """The documents that have equal lengths and the same global tokens: those tokens, and how many documents of
+        which length they are; and the tokens of x in that order, None where each row is a document."""
+        batch, width = x.shape[:2]
         if layout is None:
-            yield first, x.shape[1], []
-            return
-        found: dict[tuple[tuple[int, ...], int], list[Place]] = defaultdict(list)
-        starts, padding = layout.starts.tolist(), layout.padding.tolist()
+            return [(tuple(range(min(self.globals, width))), (batch, width))], None
+        found: dict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
         marked = (torch.zeros_like(layout.padding) if layout.marked is None else layout.marked).tolist()
-        for row, (begins, absent) in enumerate(zip(starts, padding, strict=True)):
-            cuts = [at for at, yes in enumerate(begins) if yes or at == 0] + [len(begins)]
-            for begin, end in itertools.pairwise(cuts):
-                if not absent[begin]:
-                    marks = {at for at in range(end - begin) if marked[row][begin + at]} | set(first)
-                    inside = tuple(sorted(mark for mark in marks if mark < end - begin))
-                    found[inside, end - begin].append((row, begin))
-        for (own, length), places in found.items():
-            yield own, length, places
-
-
-def _index(places: list[Place], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the tokens of documents."""
-    row, begin = torch.tensor(places, device=device).unbind(1)
-    return row[:, None], begin[:, None] + torch.arange(length, device=device)
-
-
-def _taken(x: Tensor, index: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Documents as rows."""
-    return x if index is None else x[index]
+        for row, begin, length in torch.stack(layout.runs(), 1).tolist():
+            marks = tuple(at for at in range(length) if at < self.globals or marked[row][begin + at])
+            found[marks, length].append(row * width + begin)
+        groups = [(marks, (len(begins), length)) for (marks, length), begins in found.items()]
+        order = [
+            (torch.tensor(begins)[:, None] + torch.arange(length)).flatten() for (_, length), begins in found.items()
+        ]
+        return groups, torch.cat([torch.zeros(0, dtype=torch.long), *order]).to(x.device)

@@ -16,6 +16,7 @@ from lengthwise.contract import Layout, SequenceModule, State, StateTree
 from lengthwise.errors import InputError
 from lengthwise.mixers.moving_average import DampedEMA
 from lengthwise.mixers.tcn import TCN
+from lengthwise.ops.initial import begin_normal
 
 Sequence = Float[Tensor, "batch length dim"]
 
@@ -79,9 +80,7 @@ class MegaBlock(SequenceModule):
         self.relative = nn.Parameter(0.02 * torch.randn(chunk if causal else 2 * chunk - 1))
         for undecayed in (self.gamma, self.beta, self.relative):
             undecayed.no_weight_decay = True  # type: ignore[attr-defined]
-        for layer in (self.v_proj, self.m_proj, self.h_proj):
-            nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        begin_normal(self.v_proj, self.m_proj, self.h_proj)
 
     def forward(
         self, x: Sequence, state: MegaState | None = None, layout: Layout | None = None

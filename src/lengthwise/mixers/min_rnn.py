@@ -32,9 +32,12 @@ class MinRNN(SequenceModule):
 
     A subclass says in `decay_and_input` how the log of the factor of the past and the log of that of the candidate
     depend on u; the two factors add up to 1.
+
+    gates: how many there are. keeps: 1 where a high first gate keeps the past, −1 where it replaces it.
     """
 
     gates: int
+    keeps: int
 
     def __init__(
         self,
@@ -59,6 +62,9 @@ class MinRNN(SequenceModule):
         self.width, self.form = width, form
         self.conv1d = None if kernel is None else nn.Conv1d(dim, dim, kernel, groups=dim)
         self.gate = nn.Linear(dim, self.gates * width, bias=bias)
+        if bias:
+            with torch.no_grad():
+                self.gate.bias[:width].add_(self.keeps * forget_bias)
         self.candidate = nn.Linear(dim, width, bias=bias)
         self.out_proj = nn.Linear(width, dim, bias=bias) if width != dim else nn.Identity()
 
@@ -125,22 +131,7 @@ class MinGRU(MinRNN):
     Raises InputError for sizes below 1, an unknown form, or forget_bias without bias.
     """
 
-    gates = 1
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        expansion: float = 1,
-        kernel: int | None = None,
-        forget_bias: float = 0.0,
-        form: str = "log",
-        bias: bool = True,
-    ):
-        super().__init__(dim, expansion=expansion, kernel=kernel, forget_bias=forget_bias, form=form, bias=bias)
-        if bias:
-            with torch.no_grad():
-                self.gate.bias.sub_(forget_bias)
+    gates, keeps = 1, -1
 
     def decay_and_input(
         self, u: Float[Tensor, "batch length dim"]
@@ -160,22 +151,7 @@ class MinLSTM(MinRNN):
     gate's. Feng et al. 2024, arXiv 2410.01201.
     """
 
-    gates = 2
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        expansion: float = 1,
-        kernel: int | None = None,
-        forget_bias: float = 0.0,
-        form: str = "log",
-        bias: bool = True,
-    ):
-        super().__init__(dim, expansion=expansion, kernel=kernel, forget_bias=forget_bias, form=form, bias=bias)
-        if bias:
-            with torch.no_grad():
-                self.gate.bias[: self.width].add_(forget_bias)
+    gates, keeps = 2, 1
 
     def decay_and_input(
         self, u: Float[Tensor, "batch length dim"]

@@ -20,6 +20,7 @@ from lengthwise.mixers.heads import check_heads, default_heads
 from lengthwise.ops import clustering
 from lengthwise.ops.document_attention import document_attention, group_documents
 from lengthwise.ops.gathered_attention import gathered_attention
+from lengthwise.ops.initial import begin_normal
 from lengthwise.ops.patterns import full
 from lengthwise.ops.visibility import aligned
 from lengthwise.positions.position import Position
@@ -124,10 +125,8 @@ class RoutingAttention(SequenceModule):
         self.k_proj = None if causal else nn.Linear(dim, width, bias=False)
         self.v_proj = nn.Linear(dim, width, bias=False)
         self.o_proj = nn.Linear(width, dim, bias=False)
-        for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
-            if projection is not None:
-                std = 0.02 / (math.sqrt(depth) if projection is self.o_proj else 1)
-                nn.init.normal_(projection.weight, std=std)
+        begin_normal(*(map for map in (self.q_proj, self.k_proj, self.v_proj) if map is not None))
+        begin_normal(self.o_proj, std=0.02 / math.sqrt(depth))
         self.begin_centroids()
 
     def begin_centroids(self) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lengthwise.contract import Layout, SequenceModule, State, StateTree, joined, map_state
 from lengthwise.errors import InputError
+from lengthwise.ops.document_rows import as_rows, put_back
 
 
 @dataclass(frozen=True)
@@ -116,25 +117,21 @@ class Segmented(SequenceModule):
         for run in self._runs(batch, length, state, layout):
             groups.setdefault((run.source, run.read, run.stays), []).append(run)
         places = [place for runs in groups.values() for place in _places(runs, batch * length, device)]
-        nothing = x.new_zeros(1, x.shape[2])
-        given = torch.cat([x.flatten(0, 1), nothing])
-        given = given.index_select(0, torch.cat(places)) if places else given[:0]
-        parts = given.split([len(runs) * read for (_, read, _), runs in groups.items()])
-        outputs, after = [], []
+        order = torch.cat(places) if places else torch.zeros(0, dtype=torch.long, device=device)
+        sizes = [(len(runs), read) for (_, read, _), runs in groups.items()]
+        parts = as_rows(torch.cat([x.flatten(0, 1), x.new_zeros(1, x.shape[2])])[None], order, sizes)
+        outputs, after = [x[:0]], []
         for ((source, _, stays), runs), part in zip(groups.items(), parts, strict=True):
             rows = torch.tensor([run.row for run in runs], device=device)
             before = None if source < 0 else chosen(sources[source], rows)
-            y, last = self.advance(part.unflatten(0, (len(runs), -1)), before)
-            outputs.append(y.flatten(0, 1))
+            y, last = self.advance(part, before)
+            outputs.append(y)
             if stays:
                 after.append((rows, last))
         missing = sorted(set(range(batch)) - {int(row) for rows, _ in after for row in rows})
         if missing:  # after padding nothing goes on
             after.append((torch.tensor(missing, device=device), self.advance(x[missing, :0], None)[1]))
-        back = torch.full((batch * length + 1,), sum(map(len, outputs)), device=device)
-        if places:
-            back[torch.cat(places)] = torch.arange(int(back[0]), device=device)
-        y = torch.cat([*outputs, nothing]).index_select(0, back[:-1])
+        y = put_back(outputs, order, (1, batch * length + 1))[0, :-1]
         return y.unflatten(0, (batch, length)), together(after, batch)
 
     def _runs(self, batch: int, length: int, state: StateTree, layout: Layout | None) -> Iterator[Run]:
@@ -143,16 +140,12 @@ class Segmented(SequenceModule):
         if layout is None:
             yield from (Run(row, row * length, length, length, which[row], True) for row in range(batch))
             return
-        starts, padding = layout.starts, layout.padding.flatten()
-        edges = starts.clone()
-        edges[:, 0] = True
-        begins = edges.flatten().nonzero().flatten()
-        ends = torch.cat([begins[1:], begins.new_tensor([batch * length])])
-        table = torch.stack([begins, ends, starts.flatten()[begins].long()], 1)
-        for begin, end, fresh in table[~padding[begins]].tolist():
-            row, stays = begin // length, end % length == 0
-            read = end - begin if stays else self._rounded(end - begin)
-            yield Run(row, begin, end - begin, read, -1 if fresh else which[row], stays)
+        rows, begins, sizes = layout.runs()
+        table = torch.stack([rows, begins, sizes, layout.starts[rows, begins].long()], 1)
+        for row, begin, size, fresh in table.tolist():
+            stays = begin + size == length
+            read = size if stays else self._rounded(size)
+            yield Run(row, row * length + begin, size, read, -1 if fresh else which[row], stays)
 
     def _rounded(self, length: int) -> int:
         """A length not below, of which there are few: documents that have ended can be read on without harm, so that

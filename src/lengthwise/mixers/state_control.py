@@ -109,7 +109,7 @@ class Normalise(StateControl):
     compiles = False
 
     def __init__(self, *, limit: float | Float[Tensor, " heads"], every: int = 128) -> None:
-        if not (torch.as_tensor(limit) > 0).all():
+        if not (torch.as_tensor(limit, device="cpu") > 0).all():  # also where the model is made without memory
             raise InputError(f"limit must be positive, got {limit}")
         if every < 1:
             raise InputError(f"every must be at least 1 token, got {every}")

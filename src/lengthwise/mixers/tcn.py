@@ -16,6 +16,10 @@ from lengthwise.contract import Layout, SequenceModule, State
 from lengthwise.errors import InputError, unknown
 from lengthwise.ops.dilated_convolution import dilated_convolution, newest_output
 from lengthwise.ops.fused import needs_graph
+from lengthwise.ops.initial import begin_normal
+
+MOST_LEVELS = 64
+"""More would reach further than any sequence goes."""
 
 Sequence = Float[Tensor, "batch length dim"]
 Starts = Bool[Tensor, "batch length"]
@@ -67,6 +71,8 @@ class TCN(SequenceModule):
         for name, size in {"kernel": kernel, "dilation_factor": factor, "levels": levels}.items():
             if size < 1:
                 raise InputError(f"{name} must be at least 1, got {size}")
+        if levels > MOST_LEVELS:
+            raise InputError(f"levels must be at most {MOST_LEVELS}, got {levels}: each sees {factor} times as far")
         if activation is not None and activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
         if not causal and kernel % 2 == 0:
@@ -78,9 +84,7 @@ class TCN(SequenceModule):
         self.receptive_field = self.reach if causal else None
         groups = dim if depthwise else 1
         convolutions = [nn.Conv1d(dim, dim, kernel, dilation=d, groups=groups) for d in self.dilations]
-        for layer in convolutions:
-            nn.init.normal_(layer.weight, std=1 / math.sqrt(kernel * dim / groups))
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        begin_normal(*convolutions, std=1 / math.sqrt(kernel * dim / groups))
         self.layers = nn.ModuleList(convolutions)
 
     def forward(

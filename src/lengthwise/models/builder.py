@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -32,6 +32,9 @@ VALUES: dict[str, Mapping[str, Callable[..., Any]]] = {
     "temperature": TEMPERATURES,
 }
 """The tables in which the value of an argument is looked up, by the argument's name."""
+
+NUMBERS = {"int", "float", "None"}
+"""What the annotations of arguments are made of that are numbers."""
 
 PASSED_DOWN = ("dim", "depth", "layer", "layers")
 """Arguments of a part that the model gives, and no expression."""
@@ -104,20 +107,23 @@ class Builder:
         accepted = inspect.signature(constructor).parameters
         named = {name: value for name, value in settings.items() if name in accepted}
         heads = dict(leaf.kwargs).get("heads", settings.get("heads"))
+        inside = replace(self, causal=bool(dict(leaf.kwargs).get("causal", self.causal)))
         for name, value in leaf.kwargs:
             if name not in accepted or name in PASSED_DOWN:
                 names = [n for n in accepted if n not in PASSED_DOWN]
                 raise self.error(leaf, f"{leaf.name}: {unknown('argument', name, names)}")
-            named[name] = self.value(name, value, heads)
+            named[name] = inside.value(name, value, heads)
+            if isinstance(named[name], str) and set(str(accepted[name].annotation).split(" | ")) <= NUMBERS:
+                raise self.error(leaf, f"{leaf.name}: {name} must be a number, got {value}")
         try:
-            return constructor(*(self.value(table or leaf.name, value, heads) for value in leaf.args), **named)
+            return constructor(*(inside.value(table or leaf.name, value, heads) for value in leaf.args), **named)
         except (InputError, TypeError) as mistake:
             raise self.error(leaf, f"{leaf.name}: {mistake}") from mistake
 
     def value(self, name: str, value: Any, heads: int | None = None) -> Any:
         """The value of an argument: a number or a text as it is, a name looked up in the argument's table.
 
-        What is looked up is told the width, the direction and the number of heads, where it asks for them.
+        What is looked up is told the width, and the direction and the number of heads of the part, where it asks.
         """
         if isinstance(value, Combine):
             left, right = self.value(name, value.left, heads), self.value(name, value.right, heads)

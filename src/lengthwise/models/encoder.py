@@ -12,6 +12,7 @@ from lengthwise.contract import Layout, SequenceModule, StateTree
 from lengthwise.errors import InputError
 from lengthwise.models.embedding import TokenStack, model_config, place
 from lengthwise.models.saving import save_model
+from lengthwise.ops.initial import begin_normal
 
 
 class Encoder(TokenStack):
@@ -83,8 +84,7 @@ class Classifier(Encoder):
             raise InputError(f"classes must be at least 2, got {classes}")
         self.config = config
         self.head = nn.Linear(dim, classes)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        begin_normal(self.head)
 
     def forward(  # type: ignore[override]
         self,

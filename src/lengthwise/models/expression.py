@@ -266,6 +266,8 @@ def point(source: str, place: int, message: str) -> InputError:
 
 def parse(source: str) -> Expression:
     """The tree of an expression. Raises InputError that points at the place of a mistake."""
+    if not isinstance(source, str):
+        raise InputError(f'an expression is a text, as "4*(attention + swiglu)", got {source!r}')
     if not source.strip():
         raise InputError('the expression is empty; write for example "4*(attention + swiglu)"')
     if "\n" in source:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lengthwise.contract import Layout, SequenceModule, State, StateTree
 from lengthwise.errors import InputError
 from lengthwise.models.embedding import TokenStack, model_config, place
 from lengthwise.models.saving import save_model
+from lengthwise.ops.initial import begin_normal
 from lengthwise.ops.linear import Linear
 
 
@@ -52,7 +53,7 @@ class LanguageModel(TokenStack):
             raise InputError(f"a language model must be causal, and these layers are not: {layers}")
         self.config = config
         self.head = Linear(dim, vocab_size, bias=False)
-        nn.init.normal_(self.head.weight, std=0.02)
+        begin_normal(self.head)
         if tie:
             self.embedding.weight = self.head.weight
 

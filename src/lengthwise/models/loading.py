@@ -15,7 +15,7 @@ from lengthwise.models.encoder_decoder import EncoderDecoder
 from lengthwise.models.files import read_json, read_tensors
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.models.masked_language_model import MaskedLanguageModel
-from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights
+from lengthwise.models.saving import CONFIG, WEIGHTS, load_weights, require_described
 from lengthwise.models.tokenizer import Tokenizer
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -44,13 +44,16 @@ def build_model(description: Any, parts: Mapping[str, type[SequenceModule]] | No
 def load(path: str | Path, parts: Mapping[str, type[SequenceModule]] | None = None) -> Any:
     """The model in a folder that `save` wrote. `parts` gives the classes of parts that aren't the library's own.
 
-    Raises InputError where the folder holds no complete model of that kind.
+    The model is made without memory first, so that a stranger's file can't ask for more than it has weights for. Raises
+    InputError where the folder holds no complete model of that kind.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"there is no checkpoint folder {folder}")
-    model = build_model(read_json(folder / CONFIG), parts)
+    description = read_json(folder / CONFIG)
     tensors, _ = read_tensors(folder / WEIGHTS)
+    require_described(lambda: build_model(description, parts), tensors, str(folder / CONFIG), folder / WEIGHTS)
+    model = build_model(description, parts)
     load_weights(model, tensors, folder / WEIGHTS)
     model.tokenizer = Tokenizer.beside(folder)  # type: ignore[assignment]
     return model

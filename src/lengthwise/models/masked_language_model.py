@@ -12,6 +12,7 @@ from lengthwise.contract import Layout, SequenceModule, StateTree
 from lengthwise.models.embedding import model_config
 from lengthwise.models.encoder import Encoder
 from lengthwise.models.stack import build_norm
+from lengthwise.ops.initial import begin_normal
 
 
 class MaskedLanguageModel(Encoder):
@@ -39,9 +40,7 @@ class MaskedLanguageModel(Encoder):
         self.head_map = nn.Linear(dim, dim)
         self.head_norm = build_norm(norm, dim)
         self.head = nn.Linear(dim, vocab_size)
-        for linear in (self.head_map, self.head):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+        begin_normal(self.head_map, self.head)
         self.embedding.weight = self.head.weight
 
     def forward(  # type: ignore[override]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lengthwise.errors import InputError
 from lengthwise.models.files import write_json, write_tensors
@@ -41,6 +44,52 @@ def save_tokenizer(model: nn.Module, folder: Path) -> None:
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def require_described(
+    build: Callable[[], nn.Module],
+    tensors: Mapping[str, Tensor],
+    source: str,
+    place: Path,
+    read: Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda _, tensors: tensors,
+) -> None:
+    """Raise InputError unless the tensors are those of the model that `build` makes, before anything of its size is.
+
+    It is made on the meta device, where sizes take no memory, and no further than there are weights: a file of a few
+    bytes can ask for any width and any number of layers. `source` is what describes it, `place` has the tensors, and
+    `read` gives them by the model's own names.
+    """
+    try:
+        with torch.device("meta"), at_most(2 * len(tensors) + 16, len(tensors), source):
+            twin = build()
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        if "meta tensor" in str(error):  # a part of the caller's own reads numbers of what it makes
+            return
+        raise InputError(f"{source} describes a model of impossible sizes ({first_line(error)})") from None
+    require_fitting(twin, read(twin, tensors), place)
+
+
+@contextmanager
+def at_most(count: int, there: int, source: str) -> Iterator[None]:
+    """Within this, InputError where this thread makes more weights than `count`. Some are made twice, to be tied."""
+    made, thread = 0, threading.get_ident()
+
+    def made_one(module: nn.Module, name: str, weight: nn.Parameter) -> None:  # noqa: ARG001
+        nonlocal made
+        made += thread == threading.get_ident()
+        if made > count:
+            raise InputError(f"{source} describes a model of more weights than the {there} tensors that there are")
+
+    handle = register_module_parameter_registration_hook(made_one)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the traces of PyTorch's own code."""
+    return str(error).partition("\n")[0]
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:

@@ -252,16 +252,7 @@ def rows_of_documents(
     layout: Layout,
 ) -> tuple[Int[Tensor, "documents longest"], Bool[Tensor, "documents longest"]]:
     """The tokens of each document as indices into all tokens, and where there is one. Padding is no document."""
-    length = layout.documents.shape[1]
-    starts, valid = layout.starts.clone(), ~layout.padding
-    starts[:, :1] = True
-    place = torch.arange(length, device=starts.device).expand_as(starts)
-    begin = torch.where(starts, place, 0).cummax(1).values
-    number = (starts & valid).flatten().cumsum(0).view_as(place) - 1
-    number, place, token = number[valid], (place - begin)[valid], valid.flatten().nonzero().flatten()
-    if not token.numel():
-        return token.view(0, 0), valid.new_zeros(0, 0)
-    index = token.new_zeros(int(number[-1]) + 1, int(place.max()) + 1)
-    there = torch.zeros_like(index, dtype=torch.bool)
-    index[number, place], there[number, place] = token, True
-    return index, there
+    row, begin, size = layout.runs()
+    place = torch.arange(int(size.max()) if len(size) else 0, device=size.device)
+    there = place < size[:, None]
+    return torch.where(there, (row * layout.documents.shape[1] + begin)[:, None] + place, 0), there

@@ -5,6 +5,7 @@
 Queries are the last of the keys: query i has the place of key i + keys − queries. Query head h uses key-value head
 ⌊h · kv_heads / heads⌋. A query that sees nothing gives 0. How a call is executed:
 
+    one query that sees everything              a kernel that reads the keys and values once: `step_attention`
     everything or causal                        scaled_dot_product_attention, without a mask where it needs none
     small enough for its mask to be written     scaled_dot_product_attention with the mask
     documents                                   documents of equal length together, each as a row of its own
@@ -27,13 +28,14 @@ from torch import Tensor
 from lengthwise.errors import InputError
 from lengthwise.ops.backend import resolve
 from lengthwise.ops.bias import Bias, Written
-from lengthwise.ops.dense_attention import by_rows, dense, written_mask
+from lengthwise.ops.dense_attention import dense, written_mask
 from lengthwise.ops.document_attention import document_attention, group_documents
 from lengthwise.ops.flash_attention import flash_attention
 from lengthwise.ops.flex_attention import block_mask, block_mask_of, flex
 from lengthwise.ops.pattern import Pattern, without_documents
 from lengthwise.ops.patterns import causal
 from lengthwise.ops.sparse_attention import sparse_attention
+from lengthwise.ops.step_attention import step_attention
 from lengthwise.ops.tiles import frames, frames_of
 from lengthwise.ops.visibility import Visibility, aligned
 
@@ -94,14 +96,20 @@ def attention(
 
     Raises InputError for heads that don't divide and documents that are needed and missing.
     """
-    if q.shape[2] % k.shape[2]:
-        raise InputError(f"kv_heads must divide heads: got kv_heads={k.shape[2]} and heads={q.shape[2]}")
+    heads, kv_heads = q.shape[2], k.shape[2]
+    if heads % kv_heads:
+        raise InputError(f"kv_heads must divide heads: got kv_heads={kv_heads} and heads={heads}")
     pattern = causal() if pattern is None else pattern
     bias = Written(bias) if isinstance(bias, Tensor) else bias
     parts = pattern.heads
-    if q.shape[2] % len(parts):
-        raise InputError(f"{len(parts)} patterns must divide the heads, got {q.shape[2]} heads")
+    if heads % len(parts):
+        raise InputError(f"{len(parts)} patterns must divide the heads, got {heads} heads")
     form = resolve(backend, ("torch", "tiled", "reference"), q, k, v)
+    alone = query_documents is None and key_documents is None and positions is None
+    if form == "torch" and alone and len(parts) == 1:
+        o = whole(q, k, v, pattern, bias, scale)
+        if o is not None:
+            return o
     where: dict[str, Any] = {
         "query_documents": query_documents,
         "key_documents": key_documents,
@@ -111,13 +119,9 @@ def attention(
         return attention_reference(q, k, v, pattern=pattern, bias=bias, scale=scale, **where)
     if len(parts) > 1:
         more: dict[str, Any] = {"scale": scale, "backend": form, **where}
-        return torch.cat([_group(q, k, v, own, one, bias, more) for own, one in _alike(parts, q.shape[2])], dim=2)
+        return torch.cat([_group(q, k, v, own, one, bias, more) for own, one in _alike(parts, heads)], dim=2)
     if form == "torch":
-        one_document = query_documents is None and key_documents is None
         consecutive = positions is None
-        o = whole(q, k, v, pattern, bias, scale) if one_document and consecutive else None
-        if o is not None:
-            return o
         visibility = aligned(pattern, q.shape[1], k.shape[1], **where, device=q.device)
         o = written(q, k, v, visibility, bias, scale, consecutive)
         if o is not None:
@@ -172,6 +176,8 @@ def whole(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, bias: Bias | None, 
     if left is not None and left < keys - 1:
         return None
     if right is None or (right >= queries - 1 and queries <= keys):
+        if queries == 1:
+            return step_attention(q, k, v, scale, bias)
         if bias is None:
             return dense(q, k, v, scale)
         rows, heads = bias.shape[:2]
@@ -214,15 +220,11 @@ def written(
     scale: float | None,
     consecutive: bool,
 ) -> Tensor | None:
-    """Attention under a mask and a bias that are written out, where they are small, or in parts where no backward pass
-    would keep them all; None where they are large."""
-    queries, size = q.shape[1], _size(q, k, visibility, bias)
-    if size <= WRITTEN and (bias is not None or not _sparse(visibility, consecutive)):
+    """Attention under a mask and a bias that are written out, where they are small; None where they are large."""
+    if _size(q, k, visibility, bias) <= WRITTEN and (bias is not None or not _sparse(visibility, consecutive)):
         added = None if bias is None else bias.written()
         return dense(q, k, v, scale, written_mask(visibility, added, q.dtype))
-    if bias is None or (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *bias.inputs))):
-        return None
-    return by_rows(q, k, v, visibility, bias, scale, height=max(16, WRITTEN * queries // size))
+    return None
 
 
 def _sparse(visibility: Visibility, consecutive: bool) -> bool:

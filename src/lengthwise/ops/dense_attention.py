@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lengthwise.ops.bias import Bias
 from lengthwise.ops.visibility import Visibility
 
 
@@ -49,28 +48,3 @@ def written_mask(visibility: Visibility, bias: Tensor | None, dtype: torch.dtype
     """What `dense` takes as its mask: who is seen, and the bias where there is one."""
     seen = visibility.mask()[:, None]
     return seen if bias is None else bias.to(dtype).masked_fill(~seen, -torch.inf)
-
-
-def by_rows(
-    q: Float[Tensor, "batch queries heads head_dim"],
-    k: Float[Tensor, "batch keys kv_heads head_dim"],
-    v: Float[Tensor, "batch keys kv_heads value_dim"],
-    visibility: Visibility,
-    bias: Bias | None,
-    scale: float | None,
-    height: int,
-    width: int = 256,
-) -> Float[Tensor, "batch queries heads value_dim"]:
-    """Blocks of `height` queries one after the other, each with its part of the mask over the stretch of keys that it
-    sees. For use without gradients: a backward pass would keep every part."""
-    queries, keys = q.shape[1], k.shape[1]
-    parts = []
-    for number, line in enumerate(visibility.tiles(height, width)):
-        rows = slice(number * height, min((number + 1) * height, queries))
-        seen = [column for column, full in enumerate(line) if full is not False]
-        columns = slice(min(seen) * width, min((max(seen) + 1) * width, keys)) if seen else slice(0, 0)
-        mask = visibility.mask(rows, columns)[:, None]
-        if bias is not None:
-            mask = bias.tile(rows, columns).to(q.dtype).masked_fill(~mask, -torch.inf)
-        parts.append(dense(q[:, rows], k[:, columns], v[:, columns], scale, mask))
-    return torch.cat(parts, dim=1)

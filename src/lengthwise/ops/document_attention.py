@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lengthwise.ops.document_rows import as_rows, put_back
 from lengthwise.ops.visibility import Visibility, run_starts
 
 
@@ -68,11 +69,8 @@ def document_attention(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Float[Tensor, "batch queries heads value_dim"]:
     """`attend` applied to every group of documents, [documents, length, heads, dim], each document a row."""
-    q_sorted = q.flatten(0, 1).index_select(0, groups.queries)
-    k_sorted, v_sorted = (x.flatten(0, 1).index_select(0, groups.keys) for x in (k, v))
-    q_parts = q_sorted.split([number * queries for number, queries, _ in groups.sizes])
-    k_parts, v_parts = (x.split([number * keys for number, _, keys in groups.sizes]) for x in (k_sorted, v_sorted))
-    outputs = []
-    for (number, _, _), *parts in zip(groups.sizes, q_parts, k_parts, v_parts, strict=True):
-        outputs.append(attend(*(part.unflatten(0, (number, -1)) for part in parts)).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, groups.queries.argsort()).unflatten(0, q.shape[:2])
+    q_parts = as_rows(q, groups.queries, [(number, queries) for number, queries, _ in groups.sizes])
+    sizes = [(number, keys) for number, _, keys in groups.sizes]
+    k_parts, v_parts = (as_rows(x, groups.keys, sizes) for x in (k, v))
+    outputs = [attend(*given) for given in zip(q_parts, k_parts, v_parts, strict=True)]
+    return put_back(outputs, groups.queries, q.shape[:2])

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib import import_module
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from lengthwise.ops import fused, memory
 from lengthwise.ops.backend import resolve
-from lengthwise.ops.bias import Bias
+from lengthwise.ops.bias import Bias, Written
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,30 @@ def _tile(bias: FireBias, queries: slice, keys: slice) -> Tensor:
     given = fused.arrays(q_places, k_places, psi, bias.rate[:, queries], borders[:, queries], slopes, offsets, out)
     fused.run([partial(kernels.tile, *given, *part) for part in _parts(out)])
     return out
+
+
+def last_row(
+    psi: Float[Tensor, " span"],
+    rate: float,
+    slopes: Float[Tensor, "heads pieces"],
+    offsets: Float[Tensor, "heads pieces"],
+    kinks: Float[Tensor, " kinks"],
+    keys: int,
+) -> Written:
+    """b of the last of so many keys that follow each other, by the kernel, without a graph. psi: ψ(0), ψ(1), …, at
+    least as many as there are keys. slopes, offsets: head by head."""
+    heads = len(slopes)
+    b = torch.empty((1, heads, 1, keys), dtype=psi.dtype)
+    addresses = [x.data_ptr() for x in (psi, slopes, offsets, kinks, b)]
+    _last(psi.dtype)(fused.count(keys, heads * keys), keys, heads, len(kinks), fused.bits(rate), *addresses)
+    return Written(b)
+
+
+@cache
+def _last(dtype: torch.dtype) -> fused.Native:
+    """The kernel of the last query for numbers of a type."""
+    kernels: Any = import_module("lengthwise.ops.numba_fire_bias")
+    return fused.Native(kernels.last_float32 if dtype == torch.float32 else kernels.last_float64)
 
 
 def _add_gradients(bias: FireBias, into: Sequence[Tensor], d_logits: Tensor, queries: slice, keys: slice) -> None:

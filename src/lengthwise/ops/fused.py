@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from contextlib import ExitStack
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as _modes
 
 SMALL = 200_000
 """Elementary steps below which waking another thread costs more than it saves."""
@@ -62,9 +66,23 @@ def run(calls: Sequence[Callable[[], Any]]) -> None:
     if len(calls) == 1:
         calls[0]()
     elif _forked or (team := _openmp()) is None:
-        _run_in_pool(calls)
+        _run_in_pool(watched(calls))
     else:
-        _run_in_team(team, calls)
+        _run_in_team(team, watched(calls))
+
+
+def watched(calls: Sequence[Callable[[], Any]]) -> Sequence[Callable[[], Any]]:
+    """The calls, each under those modes of this thread that watch the operations of every thread."""
+    modes = [mode for mode in _modes() if getattr(mode, "every_thread", False)]
+
+    def under(call: Callable[[], Any]) -> None:
+        with ExitStack() as entered:
+            for mode in modes:
+                if mode not in _modes():
+                    entered.enter_context(mode)
+            call()
+
+    return [partial(under, call) for call in calls] if modes else calls
 
 
 @cache
@@ -127,13 +145,14 @@ class Native:
 
     def __call__(self, parts: int, *given: int) -> None:
         """Run the function on a thread for each of so many parts, with 0, `parts` and the `given` integers."""
-        row = (ctypes.c_int64 * (2 + len(given)))(0, parts, *given)
+        row = array("q", (0, parts, *given))
+        address, _ = row.buffer_info()
         if parts == 1:
-            self.call(ctypes.addressof(row))
+            self.call(address)
         elif _forked or (team := _openmp()) is None:
-            _run_in_pool([partial(self.call, ctypes.addressof(row))] * parts)
+            _run_in_pool([partial(self.call, address)] * parts)
         else:
-            team(self.address, ctypes.addressof(row), parts, 0)
+            team(self.address, address, parts, 0)
 
 
 def arrays(*tensors: Tensor) -> list[Any]:
@@ -147,17 +166,26 @@ def arrays(*tensors: Tensor) -> list[Any]:
 def direct(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
     """Whether a kernel can be given the addresses of tensors: no graph is wanted, and the numbers of each, which are of
     this type, lie one after the other in the processor's memory."""
+    return readable(dtype, *tensors) and all(t is None or t.is_contiguous() for t in tensors)
+
+
+def readable(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
+    """The same of a kernel that is told how the numbers of each lie."""
     if dtype not in REAL or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     graph = torch.is_grad_enabled()
     for t in tensors:
         if t is None:
             continue
-        if type(t) not in _PLAIN or t.dtype != dtype or not t.is_cpu or (graph and t.requires_grad):
-            return False
-        if not t.is_contiguous() or t.is_neg():
+        if type(t) not in _PLAIN or t.dtype != dtype or not t.is_cpu or (graph and t.requires_grad) or t.is_neg():
             return False
     return True
+
+
+@lru_cache(maxsize=256)
+def bits(number: float) -> int:
+    """The integer that has the bits of a number in float64, by which kernels are given numbers."""
+    return int(struct.unpack("q", struct.pack("d", number))[0])
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:

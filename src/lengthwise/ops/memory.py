@@ -38,6 +38,13 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(array)
 
 
+def rows(count: int, *shape: int, dtype: torch.dtype) -> Tensor:
+    """The first `count` rows of such a tensor, [count, *shape], which has up to 1/8 more: for counts that differ a
+    little from call to call, and would each find no memory of their size."""
+    step = max(1, 2 ** max(0, count.bit_length() - 4))
+    return empty(-(-count // step) * step, *shape, dtype=dtype)[:count]
+
+
 def _take(size: int) -> Tensor:
     with _lock:
         _tidy()

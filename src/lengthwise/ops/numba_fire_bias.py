@@ -9,8 +9,10 @@ behind it; the keys of one piece are a range there, whose end is found without l
 from __future__ import annotations
 
 import numpy as np
+from numba import carray
 
 from lengthwise.ops.numba_math import fused, kernel
+from lengthwise.ops.numba_native import compiled, pointer, real, take
 
 
 @kernel
@@ -178,3 +180,51 @@ def gradients(
         d_rate[row, i] = _dot(d_z, z) / r
         _look_up_all(growth, place, places, range_ends, count, one, table)
         d_c[number] += _dot(d_z, table) * r
+
+
+@kernel
+def _last_line(out, psi, slope, offset):
+    """out_j = slope · psi + offset, psi read backwards."""
+    fused()
+    last = out.shape[0] - 1
+    for j in range(out.shape[0]):
+        out[j] = slope * psi[last - j] + offset
+
+
+@kernel
+def _last(given, number):
+    """The bias of the last of keys that follow each other. given: taken, parts, keys, heads, kinks, the bits of r, and
+    the addresses of ψ, A and B head by head, the kinks and the result."""
+    parts, keys, heads, kinks, rate, zero = given[1], given[2], given[3], given[4], number(real(given[5])), number(0)
+    psi, borders = carray(pointer(given[6], zero), keys), carray(pointer(given[9], zero), kinks)
+    slopes = carray(pointer(given[7], zero), (heads, kinks + 1))
+    offsets = carray(pointer(given[8], zero), (heads, kinks + 1))
+    out = carray(pointer(given[10], zero), (heads, keys))
+    while True:
+        part = take(given)
+        if part >= parts:
+            break
+        j, last, piece = keys * part // parts, keys * (part + 1) // parts, kinks
+        while j < last:
+            while piece > 0 and borders[piece - 1] >= psi[keys - 1 - j] * rate:
+                piece -= 1
+            end = last if piece == 0 else j + 1
+            while end < last and borders[piece - 1] < psi[keys - 1 - end] * rate:
+                end += 1
+            for h in range(heads):
+                _last_line(out[h, j:end], psi[keys - end : keys - j], slopes[h, piece] * rate, offsets[h, piece])
+            j = end
+
+
+@compiled
+def last_float32(given):
+    """`_last` in float32."""
+    fused()
+    _last(given, np.float32)
+
+
+@compiled
+def last_float64(given):
+    """`_last` in float64."""
+    fused()
+    _last(given, np.float64)

@@ -12,9 +12,7 @@ import numpy as np
 
 from lengthwise.ops.numba_math import exp, fused, kernel
 from lengthwise.ops.numba_native import multiply
-
-LOWEST = np.float32(-87)
-"""Below it e^x is no normal number in float32, and next to a row's largest term, e^0, nothing in float64 either."""
+from lengthwise.ops.numba_softmax import LOWEST, highest, scale, weigh
 
 
 @kernel
@@ -36,35 +34,6 @@ def _hide(row, seen, nothing):
     fused()
     for j in range(row.shape[0]):
         row[j] = row[j] if seen[j] else nothing
-
-
-@kernel(maxima=True)
-def _highest(row, least):
-    fused()
-    for j in range(row.shape[0]):
-        least = max(least, row[j])
-    return least
-
-
-@kernel(sums=True)
-def _weigh(row, level):
-    """p = e^(s − level), and its sum."""
-    fused()
-    total, zero = row.dtype.type(0), row.dtype.type(0)
-    for j in range(row.shape[0]):
-        x = row[j] - level
-        p = exp(x)
-        p = p if x > LOWEST else zero
-        row[j] = p
-        total += p
-    return total
-
-
-@kernel
-def _scale(row, factor):
-    fused()
-    for j in range(row.shape[0]):
-        row[j] *= factor
 
 
 @kernel
@@ -107,23 +76,23 @@ def _complete(row, unit, i, first, added):
 
 
 @kernel
-def _weigh_rows(scores, total, highest, o, unit, block, added):
+def _weigh_rows(scores, total, top, o, unit, block, added):
     """From the logits of a block to weights, and what was summed before brought to the new level."""
     zero, nothing = scores.dtype.type(0), scores.dtype.type(-np.inf)
     for i in range(scores.shape[0]):
-        row, before = scores[i], highest[i]
+        row, before = scores[i], top[i]
         _complete(row, unit, block[0] + i, block[2], added)
-        now = _highest(row, before)
+        now = highest(row, before)
         if now == nothing:
             for j in range(row.shape[0]):
                 row[j] = zero
             continue
-        summed = _weigh(row, now)
+        summed = weigh(row, now)
         if now > before:
             shrink = exp(before - now) if before > nothing else zero
             total[i] *= shrink
-            _scale(o[i], shrink)
-            highest[i] = now
+            scale(o[i], shrink)
+            top[i] = now
         total[i] += summed
 
 
@@ -143,11 +112,11 @@ def _matrix(room, block):
 
 
 @kernel(entry=True)
-def forward(gemm, scale, q, k, v, o, total, highest, room, place, heads, blocks, added, factors):
+def forward(gemm, c, q, k, v, o, total, top, room, place, heads, blocks, added, factors):
     """One tile of the forward pass, of all heads in turn.
 
-    gemm: the address of BLAS's product. scale: c. q: [units, queries, head_dim], a unit being one head of one row of
-    the batch, the heads of a row side by side; k, v: [kv units, keys, channels]. o, total and highest: of each query,
+    gemm: the address of BLAS's product. c: the scale. q: [units, queries, head_dim], a unit being one head of a row of
+    the batch, the heads of a row side by side; k, v: [kv units, keys, channels]. o, total and top: of each query,
     are brought on by this tile. room: [rows, columns] for its logits. place: its first query and first key. heads: of a
     row.
     blocks: [rows of the batch or 1, blocks, 4], first and last query, first and last key of what is computed.
@@ -166,17 +135,17 @@ def forward(gemm, scale, q, k, v, o, total, highest, room, place, heads, blocks,
             own, near = slice(place[0] + block[0], place[0] + block[1]), slice(place[1] + block[2], place[1] + block[3])
             scores = _matrix(room, block)
             unit = u // heads, u % heads
-            multiply(gemm, scale, q[u, own], k[u // groups, near].T, zero, scores)
+            multiply(gemm, c, q[u, own], k[u // groups, near].T, zero, scores)
             if factors[0].size > 0:
                 multiply(gemm, one, _of(factors[0], unit)[own], _of(factors[1], unit)[near].T, one, scores)
-            _weigh_rows(scores, total[u, own], highest[u, own], o[u, own], unit, block, added)
+            _weigh_rows(scores, total[u, own], top[u, own], o[u, own], unit, block, added)
             multiply(gemm, one, scores, v[u // groups, near], one, o[u, own])
 
 
 @kernel(entry=True)
 def backward(
     gemm,
-    scale,
+    c,
     q,
     k,
     v,
@@ -210,14 +179,14 @@ def backward(
             own, near = slice(place[0] + block[0], place[0] + block[1]), slice(place[1] + block[2], place[1] + block[3])
             shared, unit, scores = u // groups, (u // heads, u % heads), _matrix(room, block)
             d_s = _matrix(slopes if hides or whole.size == 0 else whole[u], block)
-            multiply(gemm, scale, q[u, own], k[shared, near].T, zero, scores)
+            multiply(gemm, c, q[u, own], k[shared, near].T, zero, scores)
             if factors[0].size > 0:
                 multiply(gemm, one, _of(factors[0], unit)[own], _of(factors[1], unit)[near].T, one, scores)
             multiply(gemm, one, d_o[u, own], v[shared, near].T, zero, d_s)
             _grade_rows(scores, d_s, lse[u, own], delta[u, own], unit, block, added)
             multiply(gemm, one, scores.T, d_o[u, own], one, d_v[shared, near])
-            multiply(gemm, scale, d_s, k[shared, near], one, d_q[u, own])
-            multiply(gemm, scale, d_s.T, q[u, own], one, d_k[shared, near])
+            multiply(gemm, c, d_s, k[shared, near], one, d_q[u, own])
+            multiply(gemm, c, d_s.T, q[u, own], one, d_k[shared, near])
             if d_factors[0].size > 0:
                 multiply(gemm, one, d_s, _of(factors[1], unit)[near], one, _of(d_factors[0], unit)[own])
                 multiply(gemm, one, d_s.T, _of(factors[0], unit)[own], one, _of(d_factors[1], unit)[near])

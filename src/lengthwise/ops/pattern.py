@@ -122,10 +122,16 @@ class Pattern:
         """Whether it matters where in its document a key is, and not only how far from the query."""
         return any(not isinstance(c, Band | Stride) for term in self.terms for c in term.conditions)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_band", self._single_band())  # here, since every decoded token asks for it
+
     @property
     def band(self) -> tuple[int | None, int | None, int] | None:
         """(left, right, first) if the pattern is one band and, for a causal or unlimited range beside it, the first
         keys; None where it is anything else. Documents aside."""
+        return self._band  # type: ignore[attr-defined,no-any-return]
+
+    def _single_band(self) -> tuple[int | None, int | None, int] | None:
         if any(not isinstance(c, Band | First) for term in self.terms for c in term.conditions):
             return None
         sizes = [next((c.size for c in term.conditions if isinstance(c, First)), None) for term in self.terms]

@@ -8,7 +8,6 @@ alone as long as all of the arithmetic.
 
 from __future__ import annotations
 
-import struct
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -40,7 +39,7 @@ def rms_norm(
     if resolve(backend, ("numba", "torch"), x, weight) == "torch" or not _few(x, weight):
         return functional.rms_norm(x, x.shape[-1:], weight, eps)
     y, dim = torch.empty_like(x), x.shape[-1]
-    added = _bits(torch.finfo(x.dtype).eps if eps is None else eps)
+    added = fused.bits(torch.finfo(x.dtype).eps if eps is None else eps)
     factor = 0 if weight is None else weight.data_ptr()
     _kernel(x.dtype)(1, x.numel() // dim, dim, added, x.data_ptr(), factor, y.data_ptr())
     return y
@@ -57,12 +56,6 @@ def _kernel(dtype: torch.dtype) -> fused.Native:
     """The kernel for numbers of a type."""
     kernels: Any = import_module("lengthwise.ops.numba_rms_norm")
     return fused.Native(kernels.norm_float32 if dtype == torch.float32 else kernels.norm_float64)
-
-
-@cache
-def _bits(number: float) -> int:
-    """The integer that has the bits of a number in float64."""
-    return int(struct.unpack("q", struct.pack("d", number))[0])
 
 
 class RMSNorm(nn.RMSNorm):

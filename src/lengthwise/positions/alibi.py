@@ -10,6 +10,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from lengthwise.ops.bias import Bias, relative
+from lengthwise.positions.kept_row import KeptRow
 from lengthwise.positions.position import Hook, Position
 
 
@@ -27,6 +28,10 @@ class ALiBi(Position):
     hooks: ClassVar[tuple[Hook, ...]] = ("bias",)
     by_distance = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = KeptRow()
+
     def bias(
         self,
         q_positions: Num[Tensor, "... queries"],
@@ -36,6 +41,13 @@ class ALiBi(Position):
     ) -> Bias:
         """−m_h times the distance."""
         return relative(partial(penalty, heads=heads), q_positions, k_positions, heads)
+
+    def last_bias(
+        self, keys: int, heads: int, device: torch.device, sums: tuple[Tensor, Tensor] | None = None
+    ) -> Bias | None:
+        """The same, from what is kept."""
+        kept = self.kept.bias(partial(penalty, heads=heads), keys, heads, device)
+        return super().last_bias(keys, heads, device, sums) if kept is None else kept
 
 
 def penalty(distance: Num[Tensor, "rows queries keys"], heads: int) -> Float[Tensor, "rows heads queries keys"]:

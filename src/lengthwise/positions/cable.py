@@ -32,8 +32,8 @@ class Cable(Position):
     dim: the width of what the layer reads. heads: the number of query heads of the attention that it serves.
     start: W_b begins as N(0, 0.02²) and b_b as 0, so that all heads begin with steps near log 2; with "spread" b_b
         begins where the step of a token that says nothing is ALiBi's slope for the head, which isn't in the paper.
-    W_b is kept from weight decay, which would draw the heads back to steps that don't depend on the token. The released
-    models don't divide q · k by √head_dim: `attention(scale=1.0)`.
+    W_b is kept from weight decay, which would draw the heads back to steps that don't depend on the token; the released
+    code decays it. Its models don't divide q · k by √head_dim: `attention(scale=1.0)`.
 
     Raises InputError without heads, for heads or a width that aren't the attention's, and for an unknown start.
     Veisi et al. 2025, arXiv 2503.08067.
@@ -79,10 +79,23 @@ class Cable(Position):
         """C_i − C_j, or −|C_i − C_j|."""
         if sums is None:
             raise InputError("cable reads the sums of its steps, and this attention carries none")
-        # Head by head, since tiles that are read across memory are several times slower.
-        of_queries, of_keys = (c.transpose(1, 2).contiguous() for c in sums)
+        of_queries, of_keys = (c.transpose(1, 2) for c in sums)
+        if of_queries.shape[2] > 1:
+            # Head by head, since tiles that are read across memory are several times slower.
+            of_queries, of_keys = of_queries.contiguous(), of_keys.contiguous()
         difference = Difference(of_queries, of_keys)
         return difference if self.causal else Apart(difference)
+
+    def last_bias(
+        self,
+        keys: int,  # noqa: ARG002
+        heads: int,
+        device: torch.device,
+        sums: tuple[Tensor, Tensor] | None = None,
+    ) -> Difference | Apart:
+        """The same, without places, which it doesn't read."""
+        nowhere = torch.empty(1, 0, device=device)
+        return self.bias(nowhere, nowhere, heads, sums)
 
     def extra_repr(self) -> str:
         """The settings, for printing."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from lengthwise.errors import InputError
-from lengthwise.ops.fire_bias import FireBias
-from lengthwise.positions.position import Hook, Position, heads_given, require_heads
+from lengthwise.ops import fused
+from lengthwise.ops.backend import resolve
+from lengthwise.ops.bias import Bias
+from lengthwise.ops.fire_bias import FireBias, last_row
+from lengthwise.positions.kept_row import SPARE
+from lengthwise.positions.position import Hook, Position, heads_given, holds, require_heads
 
 EPS = 1e-6
 """Added to ψ(max(L, i)), which is 0 where L has been learned away and i = 0."""
@@ -61,6 +65,7 @@ class FIRE(Position):
         self.hidden_weight, self.hidden_bias = (nn.Parameter(torch.empty(width)) for _ in range(2))
         self.out_weight, self.out_bias = nn.Parameter(torch.empty(heads, width)), nn.Parameter(torch.empty(heads))
         self.c, self.m = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
+        self.kept: Kept | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,6 +93,24 @@ class FIRE(Position):
         rate = 1 / (torch.log1p(c * n) + EPS)
         return FireBias(c, rate, *self.pieces(dtype), q_positions, k_positions)
 
+    def last_bias(
+        self, keys: int, heads: int, device: torch.device, sums: tuple[Tensor, Tensor] | None = None
+    ) -> Bias | None:
+        """The same, from what is kept of f_θ and of ψ for as long as the parameters stay what they are."""
+        require_heads("fire", "biases", self.heads, heads)
+        parameters = (self.hidden_weight, self.hidden_bias, self.out_weight, self.out_bias, self.c, self.m)
+        if resolve("auto", ("numba", "reference")) != "numba" or fused.needs_graph(*parameters) or device.type != "cpu":
+            return super().last_bias(keys, heads, device, sums)
+        made = holds(parameters)
+        if self.kept is None or self.kept.made != made:
+            dtype = torch.promote_types(self.c.dtype, torch.float32)
+            slopes, offsets, kinks = self.pieces(dtype)
+            c, threshold = abs(float(self.c)), abs(float(self.m)) * self.length
+            self.kept = Kept(made, c, threshold, slopes.T.contiguous(), offsets.T.contiguous(), kinks)
+        kept = self.kept
+        rate = 1 / (math.log1p(kept.c * max(kept.threshold, keys - 1)) + EPS)
+        return last_row(kept.psi(keys), rate, kept.slopes, kept.offsets, kept.kinks, keys)
+
     def pieces(
         self, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "pieces heads"], Float[Tensor, "pieces heads"], Float[Tensor, " width"]]:
@@ -108,6 +131,25 @@ class FIRE(Position):
             f"heads={self.heads}, causal={self.causal}, width={self.width}, c={self.initial_c}, length={self.length}, "
             f"shared={not self.per_layer}"
         )
+
+
+class Kept:
+    """What does not change from token to token: c, L, and A, B and kinks of f_θ, and ψ of as many distances as were
+    asked for, and more. made: what it was made of."""
+
+    def __init__(
+        self, made: tuple[Any, ...], c: float, threshold: float, slopes: Tensor, offsets: Tensor, kinks: Tensor
+    ) -> None:
+        self.made, self.c, self.threshold = made, c, threshold
+        self.slopes, self.offsets, self.kinks = slopes, offsets, kinks
+        self.known = kinks[:0]
+
+    def psi(self, count: int) -> Float[Tensor, " span"]:
+        """ψ of at least so many distances, from 0 on."""
+        if len(self.known) < count:
+            span = torch.arange(count + max(SPARE, count // 4), dtype=self.kinks.dtype)
+            self.known = torch.log1p(self.c * span)
+        return self.known
 
 
 def ends(positions: Num[Tensor, "rows length"]) -> Num[Tensor, "rows length"]:

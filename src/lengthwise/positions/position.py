@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Num
@@ -86,6 +87,16 @@ class Position(nn.Module):
         """
         return None
 
+    def last_bias(
+        self, keys: int, heads: int, device: torch.device, sums: tuple[Tensor, Tensor] | None = None
+    ) -> Bias | None:
+        """`bias` of one query, the last of so many keys, which are at 0, 1, 2, …, as a token decoded alone asks for it.
+
+        A subclass may answer from what it has kept of the tokens before.
+        """
+        places = torch.arange(keys, device=device)[None]
+        return self.bias(places[:, keys - 1 :], places, heads, sums)
+
     def steps(self, x: Float[Tensor, "batch length dim"], heads: int) -> Float[Tensor, "batch length heads"]:
         """s(x_i): what each token, as the attention layer reads it, adds to the sum of each head."""
         raise NotImplementedError(f"{type(self).__name__} has no steps")
@@ -107,6 +118,13 @@ class Position(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew."""
+
+
+def holds(parameters: Iterable[Tensor]) -> tuple[Any, ...]:
+    """What tells whether something made of parameters still holds: their addresses and version counters, which
+    assignments through `.data` don't count, and the mode, since what inference mode made is of no use to a graph."""
+    given = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in parameters]
+    return (torch.is_inference_mode_enabled(), *given)
 
 
 def heads_given(name: str, what: str, heads: int | None) -> int:

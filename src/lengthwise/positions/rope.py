@@ -10,14 +10,12 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from lengthwise.errors import InputError, unknown
+from lengthwise.ops.rotation import LAYOUTS, rotate
 from lengthwise.positions.position import Hook, Position, angles
 
-LAYOUTS = ("half", "interleaved")
-"""Which channels make a pair: (i, i + D/2), or (2i, 2i + 1)."""
-
-
 FEW = 64
-"""Positions up to which a table is kept for the next layer: for more it costs little beside turning by it."""
+"""Positions up to which a table is kept for the next layer: for more it costs little beside turning by it. A token that
+comes alone gets so many at a time, since those after it come next."""
 
 
 class RoPE(Position):
@@ -75,6 +73,7 @@ class RoPE(Position):
         self.base, self.fraction, self.layout, self.scale = base, fraction, layout, scale
         self.trained, self.slow, self.fast = trained, slow, fast
         self.latest: Table | None = None
+        self.ahead: Table | None = None
 
     def rotate(
         self,
@@ -85,8 +84,11 @@ class RoPE(Position):
     ) -> tuple[Float[Tensor, "batch queries heads head_dim"], Float[Tensor, "batch keys kv_heads head_dim"]]:
         """Queries and keys turned to their positions."""
         turn = self.turn(q_positions, q.shape[-1], q.dtype)
-        key_turn = turn if k_positions is q_positions else self.turn(k_positions, k.shape[-1], k.dtype)
-        return apply(q, *turn, self.layout), apply(k, *key_turn, self.layout)
+        if k_positions is q_positions and k.dtype == q.dtype:
+            q, k = rotate((q, k), *turn, self.layout)
+            return q, k
+        key_turn = self.turn(k_positions, k.shape[-1], k.dtype)
+        return rotate([q], *turn, self.layout)[0], rotate([k], *key_turn, self.layout)[0]
 
     def rotated(self, head_dim: int) -> int:
         """How many channels of a head are turned. Raises InputError for none and for an odd number."""
@@ -112,8 +114,19 @@ class RoPE(Position):
             return self._turn(positions, head_dim, dtype)
         latest, asked = self.latest, (head_dim, dtype, self.base, self.scale)
         if latest is None or not latest.of(positions, asked):
-            latest = self.latest = Table(positions, asked, self._turn(positions, head_dim, dtype))
+            alone = positions.numel() == 1 and positions.dtype == torch.long
+            turn = self._ahead(int(positions), asked) if alone else self._turn(positions, head_dim, dtype)
+            latest = self.latest = Table(positions, asked, turn)
         return latest.turn
+
+    def _ahead(self, place: int, asked: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """The turn of one place, from a table of it and those after it."""
+        table = self.ahead
+        if table is None or not table.holds(asked) or not 0 <= place - table.first < FEW:
+            places = torch.arange(place, place + FEW)
+            table = self.ahead = Table(places, asked, self._turn(places, *asked[:2]), place)
+        cos, sin = table.turn
+        return cos.narrow(0, place - table.first, 1), sin.narrow(0, place - table.first, 1)
 
     def _turn(self, positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         rotated = self.rotated(head_dim)
@@ -143,33 +156,23 @@ class Table:
     """The cosines and sines of a few positions, for whoever asks for the same next.
 
     What was made in inference mode is of no use to a pass with gradients, so that the mode belongs to the question.
+    first: the first position, where they follow each other.
     """
 
-    def __init__(self, positions: Tensor, asked: tuple[Any, ...], turn: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, positions: Tensor, asked: tuple[Any, ...], turn: tuple[Tensor, Tensor], first: int = 0) -> None:
         self.positions, self.asked = positions, (*asked, torch.is_inference_mode_enabled())
-        self.turn = turn
+        self.turn, self.first = turn, first
+
+    def holds(self, asked: tuple[Any, ...]) -> bool:
+        """Whether all was the same but the positions."""
+        return self.asked == (*asked, torch.is_inference_mode_enabled())
 
     def of(self, positions: Tensor, asked: tuple[Any, ...]) -> bool:
         """Whether this is the table of these positions, with all else that was asked for."""
-        same = self.asked == (*asked, torch.is_inference_mode_enabled())
-        return same and self.positions.dtype == positions.dtype and torch.equal(self.positions, positions)
-
-
-def apply(
-    x: Float[Tensor, "batch length heads head_dim"],
-    cos: Float[Tensor, "... length 1 rotated"],
-    sin: Float[Tensor, "... length 1 rotated"],
-    layout: str,
-) -> Float[Tensor, "batch length heads head_dim"]:
-    """x ⊙ cos + partner(x) ⊙ sin on the turned channels, the others as they are."""
-    rotated, width = cos.shape[-1], x.shape[-1]
-    turned = x if rotated == width else x[..., :rotated]
-    if layout == "half":
-        partner = turned.roll(rotated // 2, -1)
-    else:
-        partner = turned.unflatten(-1, (rotated // 2, 2)).flip(-1).flatten(-2)
-    turned = torch.addcmul(turned * cos, partner, sin)
-    return turned if rotated == width else torch.cat([turned, x[..., rotated:]], dim=-1)
+        if not self.holds(asked):
+            return False
+        same = self.positions is positions
+        return same or (self.positions.dtype == positions.dtype and torch.equal(self.positions, positions))
 
 
 def permute_rows(

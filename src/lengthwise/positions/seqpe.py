@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lengthwise.errors import InputError, unknown
-from lengthwise.ops.bias import Product
+from lengthwise.ops.bias import Bias, Product
 from lengthwise.positions.position import Hook, Position
 from lengthwise.positions.seqpe_encoder import DigitEncoder
 from lengthwise.positions.seqpe_table import Encodings, Objective, Table
@@ -195,6 +195,15 @@ class SeqPE(Position):
         u, w = (self.part(table, n, p, s) for n, (p, s) in enumerate(zip((of_queries, of_keys), spans, strict=True)))
         return Product(u, w)
 
+    def last_bias(
+        self, keys: int, heads: int, device: torch.device, sums: tuple[Tensor, Tensor] | None = None
+    ) -> Bias | None:
+        """The same, without a look at where the places lie."""
+        if self.use != "attn_scalar" or heads != self.heads or torch.compiler.is_compiling():
+            return super().last_bias(keys, heads, device, sums)
+        table = self.encodings.covering(0, keys)
+        return Product(self.view(table, 0, keys - 1, keys), self.view(table, 1, 0, keys))
+
     def rows(self, positions: Num[Tensor, "... length"]) -> Float[Tensor, "rows length outputs"]:
         """e of every position."""
         places = placed(positions)
@@ -218,12 +227,17 @@ class SeqPE(Position):
         self, table: Table, half: int, places: Int[Tensor, "rows length"], found: tuple[int, int] | None
     ) -> Float[Tensor, "rows heads length channels"]:
         """u or w at these places: a view of the table where they follow each other, as they do in one document."""
-        both = table.once("both", lambda: torch.stack(self.halves(table.e)))
         if found is not None:
-            heads_first = table.once("heads first", lambda: both.transpose(1, 2).contiguous())
-            return heads_first[half, None, :, found[0] - table.first : found[1] - table.first]
-        rows = functional.embedding(places - table.first, both[half].flatten(1))
+            return self.view(table, half, *found)
+        both = table.once("both", lambda: [y.flatten(1) for y in self.halves(table.e)])
+        rows = functional.embedding(places - table.first, both[half])
         return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def view(self, table: Table, half: int, low: int, high: int) -> Float[Tensor, "1 heads length channels"]:
+        """u or w of the places from `low` up to `high`, which isn't among them: all of the table, or a view of it."""
+        both = table.once("heads first", lambda: [y.transpose(0, 1).contiguous()[None] for y in self.halves(table.e)])
+        whole = (low, high) == (table.first, table.end)
+        return both[half] if whole else both[half][:, :, low - table.first : high - table.first]
 
     def extra_repr(self) -> str:
         """The settings, for printing."""

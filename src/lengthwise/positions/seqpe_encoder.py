@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lengthwise.errors import InputError
+from lengthwise.ops.gelu_mlp import gelu_mlp
+from lengthwise.ops.listed_attention import listed_attention
 
 HEAD = 64
 """The width of a head of the encoder."""
@@ -74,31 +76,37 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        x: Float[Tensor, "rows width"],
-        places: Int[Tensor, " tokens"] | None,
-        strings: Strings,
-        asked: slice,
-    ) -> Float[Tensor, "asked width"]:
-        """What comes out at the tokens that are asked for.
+    def forward(self, x: Float[Tensor, "tokens width"], strings: Strings, asked: slice) -> Float[Tensor, "asked width"]:
+        """What comes out at the tokens that are asked for."""
+        z, width = self.attention_norm(x), x.shape[1]
+        (of_q, of_kv), (q_bias, kv_bias) = (
+            y.split([width, 2 * width]) for y in (self.qkv_proj.weight, self.qkv_proj.bias)
+        )
+        q = functional.linear(z[asked], of_q, q_bias).unflatten(-1, (self.heads, -1))
+        kv = functional.linear(z, of_kv, kv_bias).unflatten(-1, (2, self.heads, -1))
+        o = listed_attention(q, kv, strings.seen[asked], strings.hidden[asked])
+        return self.finished(x[asked] + self.dropout(self.o_proj(o.flatten(1))))
 
-        places: the row of x that each token is, where tokens share rows; None where they are the rows.
-        """
-        seen = strings.seen[asked]
-        q, kv = self.qkv_proj(self.attention_norm(x)).split([x.shape[1], 2 * x.shape[1]], dim=-1)
-        if places is None:
-            q, x = q[asked], x[asked]
-        else:
-            q, x = (functional.embedding(places[asked], y) for y in (q, x))
-            seen = places[seen]
-        k, v = functional.embedding(seen, kv).chunk(2, dim=-1)
-        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in (q, k, v))
-        # As sums of products: matrix products of so many vectors with so few keys each take many times as long.
-        logits = (q[:, None] * k).sum(-1).mT * q.shape[-1] ** -0.5
-        p = logits.masked_fill(strings.hidden[asked, None], -torch.inf).softmax(-1)
-        x = x + self.dropout(self.o_proj((p.mT[..., None] * v).sum(1).flatten(1)))
-        return x + self.dropout(self.down(functional.gelu(self.up(self.norm(x)), approximate="tanh")))
+    def of_symbols(
+        self, x: Float[Tensor, "symbols width"], strings: Strings, asked: slice
+    ) -> Float[Tensor, "asked width"]:
+        """The same where each token is a row of x, its symbol: what any two of them make of each other is computed
+        once, and tokens differ in which they see."""
+        of_each = self.qkv_proj(self.attention_norm(x)).chunk(3, dim=-1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(0, 1) for y in of_each)
+        own = strings.symbols[asked]
+        logits = functional.embedding(own, (q @ k.mT * q.shape[-1] ** -0.5).transpose(0, 1).flatten(1))
+        hidden = logits.new_full((len(own), len(x)), -torch.inf)
+        hidden.scatter_(1, strings.symbols[strings.seen[asked]], 0)
+        p = (logits.unflatten(1, (self.heads, -1)) + hidden[:, None]).softmax(-1)
+        read = v @ self.o_proj.weight.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+        o = torch.addmm(self.o_proj.bias, p.flatten(1), read.flatten(0, 1))
+        return self.finished(functional.embedding(own, x) + self.dropout(o))
+
+    def finished(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        """What the second half of the block adds."""
+        weights = self.up.weight, self.up.bias, self.down.weight, self.down.bias
+        return x + self.dropout(gelu_mlp(self.norm(x), *weights))
 
 
 class DigitEncoder(nn.Module):
@@ -186,9 +194,9 @@ class DigitEncoder(nn.Module):
         """What the blocks make of strings of digits."""
         places = self.places if self.axis is None else self.places + self.axis.repeat_interleave(self.digits, dim=0)
         x = torch.cat([(places[:, None] + self.tokens).flatten(0, 1), self.summary[None]])
-        rows: Tensor | None = strings.symbols
+        tokens, summaries = slice(None), slice(len(strings.seen) - strings.strings, None)
         for number, block in enumerate(self.blocks):
-            last = number == len(self.blocks) - 1
-            x = block(x, rows, strings, slice(len(strings.seen) - strings.strings if last else 0, None))
-            rows = None
+            assert isinstance(block, Block)
+            form = block.of_symbols if number == 0 else block.forward
+            x = form(x, strings, summaries if number == len(self.blocks) - 1 else tokens)
         return self.head(self.norm(x))

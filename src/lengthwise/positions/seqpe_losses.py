@@ -25,7 +25,7 @@ REDUCTIONS = ("mean", "rows")
 distribution has numbers."""
 
 NEAR = 256
-"""How many positions the box around a pivot has from which all its candidates are drawn, in most cases."""
+"""How many positions the box has from which all candidates of a pivot are drawn, in most cases."""
 
 BOXED, HARD = 0.6, 0.25
 """How often a pivot has its candidates from the box, and how many of its candidates are hard otherwise."""
@@ -74,7 +74,7 @@ def draw_candidates(
 ) -> Int[Tensor, "pivots count axes"]:
     """Different positions for each pivot, none of which it is.
 
-    Of 10 pivots 6 have them from a box of 256 positions that holds the pivot, with equal sides. The others have them
+    Of 10 pivots 6 have them from a box of 256 positions with equal sides, which may lie anywhere. The others have them
     from everywhere, and a quarter of them from changing 1 to 3 digits of the pivot, where that leads farther away than
     the nearest of the rest.
     """
@@ -83,8 +83,7 @@ def draw_candidates(
     if side**axes <= count:
         raise InputError(f"{count} candidates need more than {side**axes} positions; take fewer, or more positions")
     boxed = torch.rand(len(pivots), device=pivots.device) < BOXED
-    low, high = (pivots - side + 1).clamp_min(0), pivots.clamp_max(limit - side)
-    corner = low + (torch.rand(pivots.shape, device=pivots.device) * (high - low + 1)).long().minimum(high - low)
+    corner = torch.randint(limit - side + 1, pivots.shape, device=pivots.device)
     near = in_box(pivots, corner, side, count)
     far = in_box(pivots, torch.zeros_like(pivots), limit, count)
     hard = int(count * HARD)
@@ -96,12 +95,15 @@ def draw_candidates(
 def in_box(
     pivots: Int[Tensor, "pivots axes"], corner: Int[Tensor, "pivots axes"], side: int, count: int
 ) -> Int[Tensor, "pivots count axes"]:
-    """`count` different positions of the box for each pivot in it, other than the pivot, in random order."""
+    """`count` different positions of a box for each pivot, other than the pivot, in random order."""
     axes = pivots.shape[1]
     scale = torch.tensor([side ** (axes - 1 - axis) for axis in range(axes)], device=pivots.device)
-    own = ((pivots - corner) * scale).sum(-1, keepdim=True)
+    place = pivots - corner
+    inside = ((place >= 0) & (place < side)).all(-1, keepdim=True)
+    own = torch.where(inside, (place * scale).sum(-1, keepdim=True), side**axes)
     # Numbers in order, each moved on by how many come before it, differ; so does all that is moved past the pivot.
-    drawn = torch.randint(side**axes - count, (len(pivots), count), device=pivots.device).sort(-1).values
+    room = side**axes - count + 1 - inside.long()
+    drawn = (torch.rand(len(pivots), count, device=pivots.device) * room).long().minimum(room - 1).sort(-1).values
     drawn = drawn + torch.arange(count, device=pivots.device)
     drawn = drawn + (drawn >= own)
     drawn = drawn.gather(1, torch.rand(drawn.shape, device=pivots.device).argsort(-1))
@@ -185,4 +187,4 @@ def draw_far(count: int, size: tuple[int, ...], limit: int, device: torch.device
 
 def draw_places(windows: int, count: int, length: int, device: torch.device) -> Int[Tensor, "windows count"]:
     """Different places of a window, or all of them where it has fewer."""
-    return torch.rand(windows, length, device=device).argsort(-1)[:, :count]
+    return torch.rand(windows, length, device=device).topk(min(count, length)).indices

@@ -69,14 +69,14 @@ class Table:
     made: int
     holds: tuple[Any, ...]
     graph: bool
-    more: dict[str, Tensor] = field(default_factory=dict)
+    more: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
         """The first position after the table."""
         return self.first + len(self.e)
 
-    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+    def once(self, name: str, make: Callable[[], list[Tensor]]) -> list[Tensor]:
         """What `make` gives, made once."""
         if name not in self.more:
             with apart():
@@ -109,7 +109,8 @@ class Encodings(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.objective, self.grid = encoder, objective, grid
-        self.also = also  # in a tuple, since they are their owner's parameters
+        # The modules' own dictionaries, since a search for parameters takes as long as attention to some keys.
+        self.owned = [m._parameters for whole in (encoder, *also) for m in whole.modules() if m._parameters]
         self.auxiliary: Tensor | None = None
         self.table: Table | None = None
         self.number, self.begun = 0, False
@@ -170,9 +171,8 @@ class Encodings(nn.Module):
         return table if same_pass or not (table.graph or self.training) else None
 
     def _weights(self) -> Iterator[nn.Parameter]:
-        yield from self.parameters()
-        for module in self.also:
-            yield from module.parameters()
+        for own in self.owned:
+            yield from (p for p in own.values() if p is not None)
 
     def _holds(self) -> tuple[Any, ...]:
         """What a table depends on."""

@@ -105,9 +105,9 @@ def tempered(model: nn.Module, trained: int, length: int) -> list[Change]:
     all queries share the number that the last one would have. Attention with a temperature of its own keeps it.
     """
     even = Constant(1 / (math.log(1 + max(trained, length)) / math.log(1 + trained)))
-    found = []
+    found: list[Change] = []
     for part in model.modules():
-        if getattr(part, "temperature", 0) is None:
+        if getattr(part, "sharpens", False) and part.temperature is None:
             position = getattr(part, "position", None)
             biased = isinstance(position, Position) and position.has("bias")
             found.append(Change(part, "temperature", even if biased else LogScaling(trained)))

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from lengthwise.errors import InputError
 from lengthwise.ops.bias import Bias, relative
+from lengthwise.positions.kept_row import KeptRow
 from lengthwise.positions.position import Hook, Position, heads_given, require_heads
 
 
@@ -46,6 +47,7 @@ class T5(Position):
             raise InputError(f"max_distance must be more than {one_sided // 2}, got {max_distance}")
         self.heads, self.causal, self.buckets, self.max_distance = heads, causal, buckets, max_distance
         self.weight = nn.Parameter(torch.randn(buckets, heads) * 0.02)
+        self.kept = KeptRow()
 
     def bias(
         self,
@@ -57,6 +59,14 @@ class T5(Position):
         """The bias of the bucket that each distance falls into."""
         require_heads("t5", "biases", self.heads, heads)
         return relative(self.of, q_positions, k_positions, heads, (self.weight,))
+
+    def last_bias(
+        self, keys: int, heads: int, device: torch.device, sums: tuple[Tensor, Tensor] | None = None
+    ) -> Bias | None:
+        """The same, from what is kept."""
+        require_heads("t5", "biases", self.heads, heads)
+        kept = self.kept.bias(self.of, keys, heads, device, (self.weight,))
+        return super().last_bias(keys, heads, device, sums) if kept is None else kept
 
     def of(
         self, distance: Num[Tensor, "rows queries keys"], weight: Float[Tensor, "buckets heads"]

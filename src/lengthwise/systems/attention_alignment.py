@@ -17,7 +17,7 @@ from lengthwise.conversion.alignment import statistics as attention_statistics
 from lengthwise.mixers.attention import Attention
 from lengthwise.models.encoder import Encoder
 from lengthwise.systems.experiments import OnStep, initialise_by_width, progress
-from lengthwise.systems.system import Figure, Run, System, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_most, of_seeds, reported
 from lengthwise.training.fit import fit
 
 SYSTEM = System(
@@ -58,7 +58,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     An encoder like T5's, 64 wide, 2 layers of 4 heads, is trained on 32 items and reads 128 and 512. The temperature is
     found on 8 sequences without labels. Accuracy on the same 1000 sequences for every temperature.
     """
-    over = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    over = of_seeds(run.seeds)
     on_step = progress(run, len(run.seeds) * STEPS)
     found = [examine(train(seed, on_step=on_step(f"seed {seed}")), seed) for seed in run.seeds]
     for items in (TRAINED, *LENGTHS):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from functools import partial
 from statistics import median
 from typing import Any
@@ -14,8 +15,8 @@ from torch import Tensor
 from lengthwise.mixers.attention import Attention
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.positions.cable import Cable
-from lengthwise.systems.experiments import nll, rise, train_each, validation_windows
-from lengthwise.systems.system import Figure, Run, System, at_most, reported
+from lengthwise.systems.experiments import nll_and_rise, of_each, train_each, validation_windows
+from lengthwise.systems.system import Figure, Run, System, at_most, of_seeds, reported
 
 SYSTEM = System(
     key="cable",
@@ -40,27 +41,21 @@ KINDS: dict[str, dict[str, Any]] = {
 def reproduce(run: Run) -> Iterator[Figure]:
     """The byte language model of `lengthwise.systems.experiments` with each position, trained at 64 bytes unless it is
     said and read up to 512. D(T) is what the nats per byte at the end of T bytes have above those at 64."""
-    models = train_each(run, KINDS, run.seeds, STEPS)
-    over = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
-
-    def of(name: str, measure: Callable[[LanguageModel], float]) -> float:
-        return median(measure(model) for model in models[name])
-
-    for name in models:
-        for length in LENGTHS:
-            found = of(name, partial(nll, length=length))
-            yield reported(f"nats per byte at length {length}, {name} ({over})", found)
-    longest, twice = LENGTHS[-1], LENGTHS[1]
-    inside, beyond = partial(nll, length=twice), partial(rise, length=longest)
+    models, over = train_each(run, KINDS, run.seeds, STEPS), of_seeds(run.seeds)
+    found = of_each(models, partial(nll_and_rise, lengths=LENGTHS), median)
+    cable, rope, sinusoidal = (found[name] for name in KINDS)
+    for name, length in itertools.product(found, LENGTHS):
+        yield reported(f"nats per byte at length {length}, {name} ({over})", found[name][str(length)])
+    twice = LENGTHS[1]
     yield at_most(
-        f"D({longest}) of cable over that of rope ({over})",
-        of("cable", beyond) / of("rope", beyond),
+        f"D({LENGTHS[-1]}) of cable over that of rope ({over})",
+        cable["rise"] / rope["rise"],
         0.3,
         claimed="trained at 1024, perplexity goes on falling up to 8192",
     )
     yield at_most(
         f"nats per byte at length {twice} that cable has more than a sinusoidal model trained there ({over})",
-        of("cable", inside) - of("sinusoidal trained at 128", inside),
+        cable[str(twice)] - sinusoidal[str(twice)],
         0.0,
         claimed="334M, trained at 512 and read at 1024: perplexity lower by 0.65",
     )

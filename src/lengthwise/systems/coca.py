@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from lengthwise.mixers.attention import Attention
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.positions.stretch import stretched
-from lengthwise.systems.experiments import nll, progress, rise, train_bytes, validation_windows
+from lengthwise.systems.experiments import nll, of_each, rise, train_each, validation_windows
 from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
 
 SYSTEM = System(
@@ -41,13 +40,8 @@ def reproduce(run: Run) -> Iterator[Figure]:
     mean loss from contexts of 64 to contexts of 512 bytes. The last lines change the base of the trained models' angles
     for contexts of 512, as for a context of f · 512 − (f − 1) · 64.
     """
-    tell = progress(run, len(run.seeds) * len(LAYERS) * STEPS)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in LAYERS}
-    for seed in run.seeds:
-        for name, layers in LAYERS.items():
-            model = train_bytes(layers, seed=seed, steps=STEPS, on_step=tell(f"{name}, seed {seed}"))
-            found[name].append(measures(model))
-    yield from compared({name: mean(rows) for name, rows in found.items()}, len(run.seeds))
+    kinds = {name: {"layers": layers} for name, layers in LAYERS.items()}
+    yield from compared(of_each(train_each(run, kinds, run.seeds, STEPS), measures), len(run.seeds))
 
 
 def compared(found: dict[str, dict[str, float]], seeds: int) -> Iterator[Figure]:
@@ -68,11 +62,6 @@ def compared(found: dict[str, dict[str, float]], seeds: int) -> Iterator[Figure]
         if measure not in ("anomaly", "rise"):
             for variant in LAYERS:
                 yield reported(f"nats per byte {measure}, {variant} ({of})", found[variant][measure])
-
-
-def mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each measure."""
-    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
 
 def measures(model: LanguageModel) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.ops.combiner import partition
 from lengthwise.systems.cue import DIM, build, medians
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 from lengthwise.tasks.cue import Cue
 
 SYSTEM = System(
@@ -48,7 +48,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
         note=f"{read:g} of {(whole + 1) / 2:g}, the mean over the tokens",
     )
     found = medians(run, {name: (expression, run.seeds) for name, expression in LAYERS.items()}, TASK, steps=STEPS)
-    over = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    over = of_seeds(run.seeds)
     yield at_least(f"accuracy, Combiner ({over})", found["Combiner"], 0.9, note=f"guessing: {TASK.chance:g}")
     yield at_most(f"accuracy, sparse attention ({over})", found["sparse"], 0.4, note="reaches 31 of 256 tokens")
     yield reported(f"accuracy, dense attention ({over})", found["dense"])

@@ -18,8 +18,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -29,9 +30,12 @@ from torch.nn import functional
 from lengthwise.contract import Layout
 from lengthwise.models.encoder import Encoder
 from lengthwise.models.language_model import LanguageModel
+from lengthwise.positions.position import Position
 from lengthwise.systems.system import Run
 from lengthwise.tasks.corpus import Corpus, standard_library
 from lengthwise.training.fit import fit
+
+Model = TypeVar("Model")
 
 OnStep = Callable[[int, float], None]
 """Called after each step of training with its number, from 0, and its loss."""
@@ -111,7 +115,7 @@ class Reader(nn.Module):
 
 def initialise(model: nn.Module, std: float) -> None:
     """Draw the weights of all linear maps and embeddings from N(0, std), and set the biases of linear maps to 0."""
-    for module in model.modules():
+    for module in encodings_last(model):
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -124,9 +128,15 @@ def initialise_by_width(model: nn.Module) -> None:
     Small models that have to find which tokens belong together begin to do so several times sooner than from N(0,
     0.02²), at which logits of attention are all but equal.
     """
-    for module in model.modules():
+    for module in encodings_last(model):
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
+
+
+def encodings_last(model: nn.Module) -> list[nn.Module]:
+    """All parts, those of position encodings last: what they draw leaves all others as they are without it."""
+    inside = {part for whole in model.modules() if isinstance(whole, Position) for part in whole.modules()}
+    return sorted(model.modules(), key=lambda part: part in inside)
 
 
 @torch.no_grad()
@@ -146,6 +156,11 @@ def rise(model: nn.Module, length: int, trained: int = 64) -> float:
     contexts as long as those that the model was trained on."""
     longest = max(length, 512)
     return nll(model, length, longest=longest) - nll(model, trained, longest=longest)
+
+
+def nll_and_rise(model: nn.Module, lengths: Sequence[int]) -> dict[str, float]:
+    """Nats per byte at each of these lengths, by their digits, and the "rise" from the first of them to the last."""
+    return {**{str(n): nll(model, n) for n in lengths}, "rise": rise(model, lengths[-1], lengths[0])}
 
 
 @torch.no_grad()
@@ -211,6 +226,16 @@ def train_each(
         watch = on_step(f"{name}, seed {seed}")
         models[name].append(train_bytes(**given, seed=seed, steps=steps, on_step=watch))
     return models
+
+
+def of_each(
+    models: Mapping[str, Sequence[Model]],
+    measure: Callable[[Model], Mapping[str, float]],
+    middle: Callable[[Sequence[float]], float] = statistics.fmean,
+) -> dict[str, dict[str, float]]:
+    """What is measured of the models of each kind: the mean of each measure over them, or another middle."""
+    rows = {name: [measure(model) for model in several] for name, several in models.items()}
+    return {name: {key: middle([row[key] for row in found]) for key in found[0]} for name, found in rows.items()}
 
 
 def variants(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from functools import partial
-from statistics import mean
 
-from lengthwise.models.language_model import LanguageModel
-from lengthwise.systems.experiments import nll, rise, train_each
-from lengthwise.systems.system import Figure, Run, System, at_most, reported
+from lengthwise.systems.experiments import nll_and_rise, of_each, train_each
+from lengthwise.systems.system import Figure, Run, System, at_most, of_seeds, reported
 
 SYSTEM = System(
     key="fire",
@@ -29,27 +28,21 @@ KINDS = {"fire": {"position": "fire(heads=4, length=32)"}, "rope": {"position": 
 def reproduce(run: Run) -> Iterator[Figure]:
     """The byte language model of `lengthwise.systems.experiments` with each position, trained at 64 bytes and read up
     to 512, with two seeds. D(T) is what the nats per byte at the end of T bytes have above those at 64."""
-    models = train_each(run, KINDS, run.seeds[:2], STEPS)
-    over = f"mean of {len(models['fire'])} seeds" if len(models["fire"]) > 1 else f"seed {run.seeds[0]}"
-
-    def of(name: str, measure: Callable[[LanguageModel], float]) -> float:
-        return mean(measure(model) for model in models[name])
-
-    trained, longest = LENGTHS[0], LENGTHS[-1]
-    inside, beyond = partial(nll, length=trained), partial(rise, length=longest)
-    for name in models:
-        for length in LENGTHS:
-            found = of(name, partial(nll, length=length))
-            yield reported(f"nats per byte at length {length}, {name} ({over})", found)
+    seeds = run.seeds[:2]
+    models, over = train_each(run, KINDS, seeds, STEPS), of_seeds(seeds, "mean")
+    found = of_each(models, partial(nll_and_rise, lengths=LENGTHS))
+    fire, rope, trained = found["fire"], found["rope"], LENGTHS[0]
+    for name, length in itertools.product(found, LENGTHS):
+        yield reported(f"nats per byte at length {length}, {name} ({over})", found[name][str(length)])
     yield at_most(
-        f"D({longest}) of fire over that of rope ({over})",
-        of("fire", beyond) / of("rope", beyond),
+        f"D({LENGTHS[-1]}) of fire over that of rope ({over})",
+        fire["rise"] / rope["rise"],
         0.5,
         claimed="C4, trained at 2048 and read at 8192: perplexity lower than the next best by 2.28",
     )
     yield at_most(
         f"nats per byte at length {trained} that fire has more than rope ({over})",
-        of("fire", inside) - of("rope", inside),
+        fire[str(trained)] - rope[str(trained)],
         0.10,
         claimed="on a par with rope on short tasks",
     )

@@ -15,7 +15,7 @@ from lengthwise.measure import interleaved
 from lengthwise.mixers.attention import Attention
 from lengthwise.mixers.hyena import Hyena, ImplicitFilter
 from lengthwise.models.language_model import LanguageModel
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 from lengthwise.tasks.recall import SingleRecall
 from lengthwise.training.fit import fit
 
@@ -74,7 +74,7 @@ MIXERS: dict[str, type[SequenceModule]] = {"gated": Hyena, "ungated": UngatedHye
 def reproduce(run: Run) -> Iterator[Figure]:
     """Associative recall by two layers with and without gates; the operator's time against the length."""
     found = medians(run)
-    over = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    over = of_seeds(run.seeds)
     chance = f"guessing: {TASK.chance:g}"
     yield at_least(f"recall accuracy ({over})", found["gated"], 0.75, claimed="97.2 % at length 131K", note=chance)
     yield at_least(

@@ -11,7 +11,7 @@ from lengthwise.measure import interleaved
 from lengthwise.ops.attention import attention
 from lengthwise.ops.patterns import full, global_tokens, window
 from lengthwise.systems.cue import medians
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 from lengthwise.tasks.cue import Cue
 
 SYSTEM = System(
@@ -40,7 +40,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     """A cue anywhere among 255 tokens of noise, named at the first place, by two layers of an encoder with a window of
     8 tokens to each side; the logits that are computed; the time of a long forward pass."""
     found = medians(run, {name: (arm, run.seeds) for name, arm in ARMS.items()}, TASK, steps=STEPS, batch=BATCH)
-    over = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    over = of_seeds(run.seeds)
     name = "window and one global token"
     yield at_least(f"accuracy, {name} ({over})", found[name], 0.95, note=f"guessing: {TASK.chance:g}")
     reach = "two layers reach 16 of 255 places"

@@ -10,7 +10,7 @@ import torch
 from lengthwise.measure import interleaved
 from lengthwise.ops.dilated_attention import branches_of, dilated_attention
 from lengthwise.systems.cue import medians
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 from lengthwise.tasks.cue import Cue
 
 SYSTEM = System(
@@ -56,7 +56,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     jobs = {name: (layers(g), both if name == "dilated" else first) for name, g in GEOMETRIES.items()}
     found = medians(run, jobs, TASK, steps=STEPS, share=0.97)
     chance = f"guessing: {TASK.chance:g}"
-    over = f"median of {len(both)} seeds" if len(both) > 1 else f"seed {both[0]}"
+    over = of_seeds(both)
     yield at_least(f"accuracy, dilated ({over})", found["dilated"], 0.9, note=chance)
     local = "reaches 128 of 512 tokens"
     yield at_most(f"accuracy, block-local (seed {first[0]})", found["block-local"], 0.45, note=local)

@@ -13,7 +13,7 @@ from lengthwise.errors import InputError
 from lengthwise.mixers.mamba import Mamba
 from lengthwise.ops.long_convolution import long_convolution
 from lengthwise.systems.selective_copying import build, medians
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds
 
 SYSTEM = System(
     key="mamba",
@@ -69,7 +69,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     """Selective copying by two layers, and the bytes that decoding keeps."""
     layers = {"selective": "2*mamba(state_dim=8)", "time-invariant": "2*time_invariant(state_dim=8)"}
     found = medians(run, layers, parts={"time_invariant": TimeInvariantMamba})
-    seeds = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    seeds = of_seeds(run.seeds)
     selective, constant = found["selective"], found["time-invariant"]
     yield at_least(f"selective copying accuracy ({seeds})", selective, 0.90, claimed="99.8 % at length 4096")
     yield at_least(

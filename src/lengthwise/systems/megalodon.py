@@ -14,7 +14,7 @@ from lengthwise.contract import Layout, SequenceModule, StateTree
 from lengthwise.mixers.megalodon import Megalodon
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.systems.experiments import OnStep, corpus, nll_by_position, parameters, progress, validation_windows
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 from lengthwise.training.fit import fit
 
 SYSTEM = System(
@@ -76,7 +76,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     for seed in seeds:
         models = {name: train(layers, seed, step(f"{name}, seed {seed}")) for name, layers in LAYERS.items()}
         found.append({name: early_and_late(model) for name, model in models.items()})
-    yield from compared(found, f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}")
+    yield from compared(found, of_seeds(seeds, "mean"))
     sizes = {name: parameters(model) for name, model in models.items()}
     apart = max(abs(sizes[name] / sizes["megalodon"] - 1) for name in sizes)
     yield at_most("difference of the numbers of parameters", apart, 0.1, note=str(sizes["megalodon"]))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lengthwise.measure import interleaved
 from lengthwise.mixers.min_rnn import MinGRU, MinLSTM
 from lengthwise.systems.selective_copying import medians
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 
 SYSTEM = System(
     key="min-rnn",
@@ -32,7 +32,7 @@ SHARES = {(MinGRU, nn.GRU): (33, 22, 17, 13), (MinLSTM, nn.LSTM): (38, 25, 19, 1
 def reproduce(run: Run) -> Iterator[Figure]:
     """Selective copying with one and with three layers, the time of a training step, and the parameters."""
     found = medians(run, {"3 layers": "3*min_gru(expansion=2)", "1 layer": "min_gru(expansion=2)"})
-    seeds = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    seeds = of_seeds(run.seeds)
     three, one = found["3 layers"], found["1 layer"]
     yield at_least(f"selective copying accuracy of 3 layers ({seeds})", three, 0.90, claimed="99.5 % at length 4096")
     yield at_least(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lengthwise.measure import interleaved
 from lengthwise.models.language_model import LanguageModel
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 from lengthwise.tasks.corpus import standard_library
 from lengthwise.training.batches import Rows
 from lengthwise.training.packing import Packing, arrival, greedy, next_token_rows
@@ -58,7 +58,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     one row at a time. The loss is the sum over all bytes, so that all three give the same gradient. A seed draws the
     functions and the model; differences are the largest of all seeds, rates the medians.
     """
-    seeds = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    seeds = of_seeds(run.seeds)
     found = [measure(run, done, seed) for done, seed in enumerate(run.seeds)]
     note = "float32"
     yield at_most("largest difference of a logit, packed from alone", max(m.logits for m in found), 1e-5, "none", note)

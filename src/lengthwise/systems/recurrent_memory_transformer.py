@@ -11,7 +11,7 @@ from torch import nn
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.models.recurrent_memory import RecurrentMemory
 from lengthwise.systems.experiments import initialise, progress
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds
 from lengthwise.tasks.copying import DelayedCopying
 from lengthwise.training.fit import fit
 
@@ -64,7 +64,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
         for name in VARIANTS:
             found[name].append(accuracy(name, seed, on_step(f"{name}, seed {seed}")))
     middle = {name: statistics.median(values) for name, values in found.items()}
-    seeds = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    seeds = of_seeds(run.seeds)
     ours = middle["memory"]
     notes = {name: ", ".join(f"{value:.3f}" for value in values) for name, values in found.items()}
     yield at_least(

@@ -14,7 +14,7 @@ from lengthwise.contract import SequenceModule
 from lengthwise.mixers.routing_attention import RoutingAttention, normed
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.systems.experiments import OnStep, initialise_by_width, progress
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 from lengthwise.tasks.slots import SlotRecall
 from lengthwise.tasks.task import Example
 from lengthwise.training.fit import fit
@@ -92,7 +92,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     for name, seed in jobs:
         found[name].append(measure(train(name, seed, on_step(f"{name}, seed {seed}"))))
     accuracy = {name: statistics.median(one.accuracy for one in many) for name, many in found.items()}
-    over = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    over = of_seeds(run.seeds)
     ours, best = accuracy["routing"], max(accuracy["local"], accuracy["hashed"])
     note = f"local heads {accuracy['local']:.3f}, hashed positions {accuracy['hashed']:.3f}"
     yield at_least(f"recall accuracy with routing heads ({over})", ours, 0.5, note=f"guessing: {TASK.chance:g}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lengthwise.contract import Layout
 from lengthwise.measure import interleaved
 from lengthwise.mixers.s5 import S5, S5State
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds
 
 SYSTEM = System(
     key="s5-reinforcement",
@@ -50,7 +50,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
         run.progress(f"rollouts with resets, seed {seed}", 0.5 * done / len(run.seeds))
         found.append(differences(seed, ROLLOUT))
     largest = {name: max(each[name] for each in found) for name in found[0]}
-    over = f"largest of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    over = of_seeds(run.seeds, "largest")
     yield at_most(f"difference of the scan from a loop that zeroes the state ({over})", largest["loop"], 1e-5)
     yield at_most(f"difference of a rollout cut at any step from the whole ({over})", largest["cuts"], 1e-5)
     smallest = min(each["masked"] for each in found)

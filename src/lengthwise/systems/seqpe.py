@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.positions.seqpe import SeqPE
-from lengthwise.systems.experiments import DECODER, nll, progress, rise, train_bytes
+from lengthwise.systems.experiments import nll, of_each, rise, train_each
 from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
 
 SYSTEM = System(
@@ -44,13 +43,8 @@ def reproduce(run: Run) -> Iterator[Figure]:
     −|a − b|, over those of 2000 random pairs of positions from 64 to 999 that lie at most 64 apart. Pictures aren't
     measured: that needs handwritten digits, which no package used here has.
     """
-    tell = progress(run, len(run.seeds) * len(VARIANTS) * STEPS)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    for seed in run.seeds:
-        for name, position in VARIANTS.items():
-            model = train_bytes(DECODER, position, seed=seed, steps=STEPS, on_step=tell(f"{name}, seed {seed}"))
-            found[name].append(measures(model))
-    yield from compared({name: mean(rows) for name, rows in found.items()}, len(run.seeds))
+    kinds = {name: {"position": position} for name, position in VARIANTS.items()}
+    yield from compared(of_each(train_each(run, kinds, run.seeds, STEPS), measures), len(run.seeds))
 
 
 def compared(found: dict[str, dict[str, float]], seeds: int) -> Iterator[Figure]:
@@ -76,11 +70,6 @@ def compared(found: dict[str, dict[str, float]], seeds: int) -> Iterator[Figure]
     for name, measured in found.items():
         yield reported(f"nats per byte at context 64, {name} ({of})", measured["nats"])
         yield reported(f"rise of the loss from context 64 to 256, {name} ({of})", measured["256"])
-
-
-def mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each measure."""
-    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
 
 def measures(model: LanguageModel) -> dict[str, float]:

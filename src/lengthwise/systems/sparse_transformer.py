@@ -14,7 +14,7 @@ from lengthwise.mixers.attention import Attention
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.positions.grid import Grid
 from lengthwise.systems.experiments import OnStep, begin, bits_per_byte, progress
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 from lengthwise.tasks.pictures import Crops
 from lengthwise.training.fit import fit
 
@@ -90,7 +90,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     for name, seed in jobs:
         found[name].append(bits_per_byte(train(ARMS[name], seed, on_step(f"{name}, seed {seed}")), pieces))
     bits = {name: statistics.median(values) for name, values in found.items()}
-    over = f"median of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    over = of_seeds(seeds)
     yield at_most(
         f"bits per pixel with the stride of the picture, {SIDE}, over those of dense attention ({over})",
         bits["strided"] / bits["dense"],

@@ -18,7 +18,7 @@ from lengthwise.models.stack import Residual
 from lengthwise.planning.energy import Operations, count_operations, joules
 from lengthwise.systems import rwkv_model
 from lengthwise.systems.experiments import OnStep, bits_per_byte, corpus, progress, validation_windows
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 
 SYSTEM = System(
     key="spikegpt",
@@ -77,7 +77,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     for seed in run.seeds:
         models = {name: train(name, seed, tell(f"{name}, seed {seed}")) for name in MODELS}
         found.append(measure(*models.values()))
-    over = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    over = of_seeds(run.seeds)
     yield from firing(found, over)
     yield from quality(found, over)
     yield from costs(found, over)

@@ -22,7 +22,7 @@ from lengthwise.systems.experiments import (
     train_bytes,
     validation_windows,
 )
-from lengthwise.systems.system import Figure, Run, System, at_least, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, of_seeds, reported
 from lengthwise.tasks.recall import AssociativeRecall
 from lengthwise.tasks.task import Example
 from lengthwise.training.fit import fit
@@ -58,7 +58,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     is the longest of 32, 64, … 2048 that is answered right nine times out of ten, 16 where none is, so that 2048 may
     stand for more.
     """
-    seeds = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    seeds = of_seeds(run.seeds)
     on_step = progress(run, len(run.seeds) * (STEPS + len(STATES) * RECALL_STEPS))
     found = [collapse(seed, on_step(f"bytes, seed {seed}")) for seed in run.seeds]
     middle = {name: statistics.median(one[name] for one in found) for name in found[0]}

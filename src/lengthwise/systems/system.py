@@ -35,6 +35,11 @@ def reported(name: str, measured: float, claimed: str = "", note: str = "") -> F
     return Figure(name, float(measured), "", claimed, None, note)
 
 
+def of_seeds(seeds: Sequence[int], middle: str = "median") -> str:
+    """What a number is of several seeds, as its name says it: "median of 3 seeds", or "seed 0" for one alone."""
+    return f"{middle} of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+
+
 def silent(text: str, fraction: float) -> None:
     """Progress that nobody watches."""
 

@@ -16,7 +16,7 @@ from lengthwise.mixers.tcn import TCN
 from lengthwise.models.language_model import LanguageModel
 from lengthwise.ops.long_convolution import long_convolution
 from lengthwise.systems.experiments import OnStep, bits_per_byte, progress, train_bytes, validation_windows
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 from lengthwise.tasks.recall import DistantRecall
 from lengthwise.training.fit import fit
 
@@ -64,7 +64,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     """
     run.progress("time against the length", 0.0)
     yield from cost_law()
-    seeds = f"median of {len(run.seeds)} seeds" if len(run.seeds) > 1 else f"seed {run.seeds[0]}"
+    seeds = of_seeds(run.seeds)
     tell = progress(run, len(run.seeds) * (len(RECALL) * RECALL_STEPS + len(BYTES) * BYTES_STEPS))
     found = medians(RECALL, run.seeds, tell, accuracy)
     ours, mega, alone = found.values()

@@ -21,7 +21,7 @@ from lengthwise.models.stack import Stack
 from lengthwise.models.vcc import Vcc
 from lengthwise.reducers.blocks import Order
 from lengthwise.systems.experiments import OnStep, Reader, initialise_by_width, progress
-from lengthwise.systems.system import Figure, Run, System, at_least, at_most, reported
+from lengthwise.systems.system import Figure, Run, System, at_least, at_most, of_seeds, reported
 from lengthwise.tasks.slots import SlotQuestion
 from lengthwise.training.fit import fit
 
@@ -66,7 +66,7 @@ def reproduce(run: Run) -> Iterator[Figure]:
     on_step = progress(run, len(seeds) * (2 * STEPS + MORE_STEPS))
     found = [one_seed(seed, on_step(f"seed {seed}")) for seed in seeds]
     middle = {name: statistics.mean(one[name] for one in found) for name in found[0]}
-    over = f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    over = of_seeds(seeds, "mean")
     yield reported(f"accuracy of the full encoder ({over})", middle["full"], note="to be at least 0.9")
     note = (
         f"by attention {middle['attention']:.3f}, by chance {middle['random']:.3f}, means alone {middle['means']:.3f}"

@@ -98,4 +98,12 @@ def find_checkpoint(path: Path) -> Path:
 def trained_length(folder: Path) -> int | None:
     """The context length that the run of a checkpoint trained with; None where the folder doesn't say."""
     file = folder / "trainer.json"
-    return int(read_json(file)["length"]) if file.exists() else None
+    if not file.exists():
+        return None
+    described = read_json(file)
+    length = described.get("length") if isinstance(described, dict) else None
+    if not isinstance(length, int) or length < 1:
+        raise InputError(
+            f"{file} must say the length that the run trained with, a whole number from 1 on, got {length}"
+        )
+    return length
