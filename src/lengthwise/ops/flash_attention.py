@@ -32,7 +32,7 @@ from lengthwise.ops import fused_flash_attention
 from lengthwise.ops.bias import Bias, Written
 from lengthwise.ops.pattern import Pattern
 from lengthwise.ops.patterns import causal
-from lengthwise.ops.tiles import Frame, Tiles, tiles_of
+from lengthwise.ops.tiles import Frame, Tiles, sides, tiles_of
 from lengthwise.ops.visibility import aligned
 
 
@@ -210,19 +210,20 @@ def flash_attention(
     query_documents: Int[Tensor, "#batch queries"] | None = None,
     key_documents: Int[Tensor, "#batch keys"] | None = None,
     positions: Int[Tensor, "#batch keys"] | None = None,
-    tile: tuple[int, int] = (256, 256),
+    tile: tuple[int, int] | None = None,
 ) -> tuple[Float[Tensor, "batch queries heads value_dim"], Float[Tensor, "batch queries heads"]]:
     """O and LSE (natural logarithm, scale and bias included), both differentiable, for any pattern and bias.
 
     pattern: causal by default; queries are the last of the keys. scale: 1/√head_dim by default.
     bias: a tensor or a `Bias`; the gradients of what it is made of are exact.
     query_documents, key_documents: keys of other documents are hidden. positions: see `patterns.aligned`.
-    tile: queries and keys of a tile. Sums are kept in float32, or float64 where the input is.
+    tile: queries and keys of a tile, `tiles.sides` by default. Sums are kept in float32, or float64 where the input is.
     """
     batch, queries, heads, head_dim = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
     if heads % kv_heads:
         raise InputError(f"kv_heads must divide heads: got kv_heads={kv_heads} and heads={heads}")
+    tile = sides(queries, keys) if tile is None else tile
     if min(tile) < 1:
         raise InputError(f"tile must be at least 1 by 1, got {tile[0]} by {tile[1]}")
     pattern = causal() if pattern is None else pattern

@@ -130,6 +130,12 @@ def everything(queries: int, keys: int) -> Seen:
     return Seen(torch.tensor([[[0, queries, 0, keys]]]))
 
 
+def sides(queries: int, keys: int) -> tuple[int, int]:
+    """The queries and keys of a tile: of queries so few that each thread has some, if that is a block."""
+    share = -(-queries // torch.get_num_threads())
+    return max(1, min(SIDE, queries, -(-share // BLOCK) * BLOCK)), max(1, min(SIDE, keys))
+
+
 @functools.lru_cache(maxsize=64)
 def tiles_of(pattern: Pattern, queries: int, keys: int, device: torch.device, height: int, width: int) -> Tiles:
     """The tiles of a row that is one document, whose queries are the last of its keys. They are kept, since all layers
@@ -164,8 +170,8 @@ def frames(visibility: Visibility) -> tuple[Frame, ...]:
         pattern = union(grouped[kind])
         queries, keys = _chosen(visibility, pattern.terms[0]) if kind else (None, None)
         laid = replace(visibility, pattern=pattern, counted=counted).chosen(queries, keys)
-        height, width = (max(1, min(SIDE, index.shape[1])) for index in (laid.query_index, laid.key_index))
-        found.append(Frame(Tiles(laid, height, width), queries, keys))
+        size = sides(laid.query_index.shape[1], laid.key_index.shape[1])
+        found.append(Frame(Tiles(laid, *size), queries, keys))
         counted = counted | pattern
     return tuple(frame for frame in found if frame.tiles.count)
 
