@@ -43,7 +43,7 @@ def test_every_arm_has_room_for_the_longest_sums():
         example = longest.batch(64, seed=0)
         assert longest.length < 256
         if task.hints:
-            trained = torch.cat([next(task.batches_of_digits(64, [6], seed)).tokens.unique() for seed in range(20)])
+            trained = torch.cat([task.of_digits(6).batch(64, seed=seed).tokens.unique() for seed in range(20)])
             assert set(range(HINT, HINT + 14)) <= set(trained.tolist())
             assert int(example.tokens.max()) < task.vocab_size
 

@@ -106,18 +106,6 @@ def test_a_chain_of_carries_goes_through_all_places(digits, seed):
         assert a + b == c >= 10**digits
 
 
-def test_batches_of_digits_have_one_number_of_digits_each():
-    task, found = Addition(order="reversed", hints=8), set()
-    batches = task.batches_of_digits(4, range(1, 7), seed=3)
-    again = task.batches_of_digits(4, range(1, 7), seed=3)
-    for _ in range(60):
-        example = next(batches)
-        assert (example.tokens != PADDING).all()
-        assert torch.equal(example.tokens, next(again).tokens)
-        found.add(task.digits_in(example.tokens.shape[1]))
-    assert found == set(range(1, 7))
-
-
 def test_padding_is_hidden_from_a_model():
     torch.manual_seed(0)
     task = Addition(order="reversed", hints=8)

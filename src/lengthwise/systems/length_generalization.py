@@ -48,10 +48,10 @@ def reproduce(run: Run) -> Iterator[Figure]:
     seeds; the third format, which nothing depends on, with one.
 
     A decoder of width 64 with 4 layers of 4 heads, FIRE with L₀ = 32 at randomised positions below 256, 14 hints. 4000
-    batches of 64 sums, of one number of digits in a batch so that none is padded; AdamW with weight decay 0.1 and a
-    learning rate of 2e-3 after 100 steps of warm-up, then a cosine. An answer is right where all its tokens are, as the
-    model writes them from its own state with the likeliest token each time; of 200 sums a length, each 50 with other
-    positions, drawn for their length.
+    batches of 64 sums, each with as many digits as it draws, the shorter ones padded on the left; AdamW with weight
+    decay 0.1 and a learning rate of 2e-3 after 100 steps of warm-up, then a cosine. An answer is right where all its
+    tokens are, as the model writes them from its own state with the likeliest token each time; of 200 sums a length,
+    each 50 with other positions, drawn for their length.
     """
     seeds = run.seeds[:2]
     jobs = [(name, seed) for name in ARMS for seed in (seeds[:1] if name == ASIDE else seeds)]
@@ -100,9 +100,10 @@ def train(
     """A decoder trained on sums of the trained lengths, in evaluation mode."""
     torch.manual_seed(seed)
     model, steps = build(task, position), steps or STEPS
+    trained = replace(task, fewest=TRAINED[0], length=task.length_of(TRAINED[-1]))
     fit(
         model,
-        task.batches_of_digits(BATCH, TRAINED, seed),
+        trained.batches(BATCH, seed=seed),
         steps=steps,
         learning_rate=2e-3,
         warmup=min(100, steps // 4),

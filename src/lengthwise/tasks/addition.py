@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -112,15 +111,6 @@ class Addition(Task):
             raise InputError(f"a sum has one plus sign and then {marks} equals sign(s), got tokens {tokens.tolist()}")
         a, b, c = text[: plus[0]], text[plus[0] + 1 : equals[0]], text[equals[-1] + 1 :]
         return self._number(a), self._number(b), self._number(c)
-
-    def batches_of_digits(self, batch: int, digits: Sequence[int], seed: int = 0) -> Iterator[Example]:
-        """Endless fresh batches, each of one number of digits, drawn evenly, so that none has padding."""
-        rng = np.random.default_rng(seed)
-        step = 0
-        while True:
-            n = int(rng.choice(digits))
-            yield self.of_digits(n).batch(batch, seed=(seed, step))
-            step += 1
 
     def of_digits(self, digits: int) -> Addition:
         """The same task for operands of this many digits alone."""
