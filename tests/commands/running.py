@@ -16,7 +16,11 @@ def lengthwise(*arguments: str) -> subprocess.CompletedProcess[str]:
 def stopped_by_ctrl_c(*arguments: str, results: Path, once: str) -> tuple[int, str]:
     """The exit code of a verb that gets a real SIGINT once a text stands in its results, and all that it said."""
     command = [sys.executable, "-m", "lengthwise", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+    # A shell starts what runs in its background with the signal ignored, which processes inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    signal.signal(signal.SIGINT, before)
+    with running:
         end = time.monotonic() + 120
         while time.monotonic() < end and not (results.exists() and once in results.read_text()):
             time.sleep(0.02)
