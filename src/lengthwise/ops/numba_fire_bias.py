@@ -13,6 +13,7 @@ from numba import carray
 
 from lengthwise.ops.numba_math import fused, kernel
 from lengthwise.ops.numba_native import compiled, pointer, real, take
+from lengthwise.ops.numba_vectors import dot
 
 
 @kernel
@@ -119,15 +120,6 @@ def _sums(d_s, z, slope, d_z):
     return plain, weighted
 
 
-@kernel(sums=True)
-def _dot(a, b):
-    fused()
-    total = a.dtype.type(0)
-    for j in range(a.shape[0]):
-        total += a[j] * b[j]
-    return total
-
-
 @kernel(entry=True)
 def gradients(
     q_places,
@@ -177,9 +169,9 @@ def gradients(
                     d_offsets[number, h, piece] += plain
                     d_slopes[number, h, piece] += weighted
                     begin = end
-        d_rate[row, i] = _dot(d_z, z) / r
+        d_rate[row, i] = dot(d_z, z) / r
         _look_up_all(growth, place, places, range_ends, count, one, table)
-        d_c[number] += _dot(d_z, table) * r
+        d_c[number] += dot(d_z, table) * r
 
 
 @kernel

@@ -12,7 +12,7 @@ import numpy as np
 
 from lengthwise.ops.numba_math import exp, fused, kernel
 from lengthwise.ops.numba_native import multiply
-from lengthwise.ops.numba_softmax import LOWEST, highest, scale, weigh
+from lengthwise.ops.numba_softmax import LOWEST, absorb
 
 
 @kernel
@@ -78,22 +78,9 @@ def _complete(row, unit, i, first, added):
 @kernel
 def _weigh_rows(scores, total, top, o, unit, block, added):
     """From the logits of a block to weights, and what was summed before brought to the new level."""
-    zero, nothing = scores.dtype.type(0), scores.dtype.type(-np.inf)
     for i in range(scores.shape[0]):
-        row, before = scores[i], top[i]
-        _complete(row, unit, block[0] + i, block[2], added)
-        now = highest(row, before)
-        if now == nothing:
-            for j in range(row.shape[0]):
-                row[j] = zero
-            continue
-        summed = weigh(row, now)
-        if now > before:
-            shrink = exp(before - now) if before > nothing else zero
-            total[i] *= shrink
-            scale(o[i], shrink)
-            top[i] = now
-        total[i] += summed
+        _complete(scores[i], unit, block[0] + i, block[2], added)
+        absorb(scores[i], total, top, o, i)
 
 
 @kernel

@@ -7,22 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.ops.numba_math import exp, fused, kernel
-
-
-@kernel(sums=True)
-def _product(x, y):
-    fused()
-    total = x.dtype.type(0)
-    for c in range(x.shape[0]):
-        total += x[c] * y[c]
-    return total
-
-
-@kernel
-def _add(row, factor, x):
-    fused()
-    for c in range(row.shape[0]):
-        row[c] += factor * x[c]
+from lengthwise.ops.numba_vectors import add_scaled, dot
 
 
 @kernel
@@ -31,7 +16,7 @@ def _weigh(q, kv, listed, hidden, head, p):
     zero, highest, total = q.dtype.type(0), q.dtype.type(-np.inf), q.dtype.type(0)
     for j in range(listed.shape[0]):
         if not hidden[j]:
-            p[j] = _product(q, kv[listed[j], 0, head])
+            p[j] = dot(q, kv[listed[j], 0, head])
             highest = max(highest, p[j])
     for j in range(listed.shape[0]):
         p[j] = zero if hidden[j] else exp(p[j] - highest)
@@ -55,7 +40,7 @@ def forward(q, kv, listed, hidden, o, begin, end):
             o[i, head] = q.dtype.type(0)
             for j in range(listed.shape[1]):
                 if not hidden[i, j]:
-                    _add(o[i, head], p[j], kv[listed[i, j], 1, head])
+                    add_scaled(o[i, head], p[j], kv[listed[i, j], 1, head])
 
 
 @kernel(entry=True)
@@ -69,12 +54,12 @@ def backward(q, kv, listed, hidden, d_o, d_q, d_kv, begin, end):
             mean = q.dtype.type(0)
             for j in range(listed.shape[1]):
                 if not hidden[i, j]:
-                    d_p[j] = _product(d_o[i, head], kv[listed[i, j], 1, head])
+                    d_p[j] = dot(d_o[i, head], kv[listed[i, j], 1, head])
                     mean += p[j] * d_p[j]
             d_q[i, head] = q.dtype.type(0)
             for j in range(listed.shape[1]):
                 if not hidden[i, j]:
                     d_logit = p[j] * (d_p[j] - mean)
-                    _add(d_q[i, head], d_logit, kv[listed[i, j], 0, head])
-                    _add(d_kv[listed[i, j], 0, head], d_logit, q[i, head])
-                    _add(d_kv[listed[i, j], 1, head], p[j], d_o[i, head])
+                    add_scaled(d_q[i, head], d_logit, kv[listed[i, j], 0, head])
+                    add_scaled(d_kv[listed[i, j], 0, head], d_logit, q[i, head])
+                    add_scaled(d_kv[listed[i, j], 1, head], p[j], d_o[i, head])

@@ -41,3 +41,22 @@ def scale(row, factor):
     fused()
     for j in range(row.shape[0]):
         row[j] *= factor
+
+
+@kernel
+def absorb(row, total, top, o, i):
+    """From a row of logits to weights, in place, and what place i has summed before brought to the new level: the total
+    of its weights, its largest logit `top`, and o, to which the caller adds what the weights read."""
+    zero, nothing, before = row.dtype.type(0), row.dtype.type(-np.inf), top[i]
+    now = highest(row, before)
+    if now == nothing:
+        for j in range(row.shape[0]):
+            row[j] = zero
+        return
+    summed = weigh(row, now)
+    if now > before:
+        shrink = exp(before - now) if before > nothing else zero
+        total[i] *= shrink
+        scale(o[i], shrink)
+        top[i] = now
+    total[i] += summed

@@ -9,27 +9,11 @@ from numba import carray
 
 from lengthwise.ops.numba_math import exp, fused, kernel
 from lengthwise.ops.numba_native import compiled, pointer, real, take
-from lengthwise.ops.numba_softmax import highest, scale, weigh
+from lengthwise.ops.numba_softmax import absorb, scale
+from lengthwise.ops.numba_vectors import add_scaled, dot
 
 BLOCK = 64
 """Keys that are read before their values: few enough for the values of a key to lie near in memory."""
-
-
-@kernel(sums=True)
-def _product(a, b):
-    """Σ_c a_c b_c."""
-    total = a.dtype.type(0)
-    for c in range(a.shape[0]):
-        total += a[c] * b[c]
-    return total
-
-
-@kernel
-def _add(o, p, v):
-    """o ← o + p v."""
-    fused()
-    for c in range(o.shape[0]):
-        o[c] += p * v[c]
 
 
 @kernel
@@ -48,7 +32,7 @@ def _score(s, q, k, steps, groups, width, zero):
         for h in range(heads // groups):
             row = carray(pointer(k + j * steps[0] + h * steps[1], zero), width)
             for g in range(h * groups, (h + 1) * groups):
-                s[g, j] = _product(q[g], row)
+                s[g, j] = dot(q[g], row)
 
 
 @kernel
@@ -59,7 +43,7 @@ def _read(o, p, v, steps, groups, width, zero):
         for h in range(heads // groups):
             row = carray(pointer(v + j * steps[0] + h * steps[1], zero), width)
             for g in range(h * groups, (h + 1) * groups):
-                _add(o[g], p[g, j], row)
+                add_scaled(o[g], p[g, j], row)
 
 
 @kernel
@@ -79,7 +63,7 @@ def _attend(given, b, first, last, o, total, top, number):
         block = s.reshape(s.size)[: heads * count].reshape(heads, count)
         _score(block, q, k + begin * k_steps[0], k_steps, groups, width, zero)
         for h in range(heads):
-            row, before = block[h], top[h]
+            row = block[h]
             if given[21] == 0:
                 scale(row, factor)
             else:
@@ -88,17 +72,7 @@ def _attend(given, b, first, last, o, total, top, number):
                     level = carray(pointer(given[22] + b * given[27] + h * given[28], zero), 1)[0]
                 added = carray(pointer(given[21] + b * given[24] + h * given[25], zero), (last, given[26]))
                 _finish(row, factor, slope, level, added[begin : begin + count])
-            now = highest(row, before)
-            if now == nothing:
-                row[:] = zero
-                continue
-            summed = weigh(row, now)
-            if now > before:
-                shrink = exp(before - now) if before > nothing else zero
-                total[h] *= shrink
-                scale(o[h], shrink)
-                top[h] = now
-            total[h] += summed
+            absorb(row, total, top, o, h)
         _read(o, block, v + begin * v_steps[0], v_steps, groups, more, zero)
 
 
@@ -153,7 +127,7 @@ def _merge(given, number):
                 if levels[unit, 1, h] > nothing:
                     weight = exp(levels[unit, 1, h] - top)
                     total += weight * levels[unit, 0, h]
-                    _add(y[b, h], weight, sums[unit, h])
+                    add_scaled(y[b, h], weight, sums[unit, h])
             scale(y[b, h], number(1) / total)
 
 
